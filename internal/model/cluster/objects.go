@@ -1,0 +1,326 @@
+package cluster
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"baton/internal/model/spec"
+)
+
+// NodeState is what the managers know of a node's connection.
+type NodeState string
+
+// The node states.
+const (
+	NodeReady   NodeState = "ready"
+	NodeUnknown NodeState = "unknown" // silent: its endpoints are out
+	NodeDown    NodeState = "down"
+)
+
+// Availability is what the operator wants of a node.
+type Availability string
+
+// The availabilities.
+const (
+	NodeActive Availability = "active"
+	NodePause  Availability = "pause" // no new tasks
+	NodeDrain  Availability = "drain" // tasks move away, starting elsewhere first
+)
+
+// NodeDescription is what a node tells of itself when it connects.
+type NodeDescription struct {
+	Hostname string        `json:"hostname"`
+	OS       string        `json:"os"`
+	Arch     string        `json:"arch"`
+	CPU      spec.MilliCPU `json:"cpu"`
+	Memory   spec.Bytes    `json:"memory"`
+	Version  string        `json:"version"`
+	Kernel   string        `json:"kernel,omitempty"`
+	// Images lists the normalised references that are present, for placement by locality; bounded.
+	Images []string `json:"images,omitempty"`
+}
+
+// Node is a machine of the cluster.
+type Node struct {
+	Meta
+	Name         string            `json:"name"`
+	Manager      bool              `json:"manager,omitempty"`
+	Availability Availability      `json:"availability"`
+	State        NodeState         `json:"state"`
+	StateSince   time.Time         `json:"stateSince,omitzero"`
+	Labels       map[string]string `json:"labels,omitempty"`
+	Description  NodeDescription   `json:"description"`
+	Address      netip.Addr        `json:"address,omitzero"` // how other nodes reach it
+	Subnet       netip.Prefix      `json:"subnet,omitzero"`  // its tasks' addresses
+}
+
+// Kind implements Object.
+func (*Node) Kind() Kind { return KindNode }
+
+// Clone implements Object.
+func (n *Node) Clone() Object {
+	c := *n
+	c.Labels = maps.Clone(n.Labels)
+	c.Description.Images = slices.Clone(n.Description.Images)
+	return &c
+}
+
+// Stack is an application: one Compose project, and which of its releases is wanted.
+type Stack struct {
+	Meta
+	Name       string             `json:"name"`
+	Release    ID                 `json:"release"`       // wanted now
+	Good       ID                 `json:"good,omitzero"` // last release that completed: where a rollback goes
+	Removing   bool               `json:"removing,omitempty"`
+	LastNumber int                `json:"lastNumber"` // of the newest release
+	OnFailure  spec.FailureAction `json:"onFailure,omitempty"`
+}
+
+// Kind implements Object.
+func (*Stack) Kind() Kind { return KindStack }
+
+// Clone implements Object.
+func (s *Stack) Clone() Object { c := *s; return &c }
+
+// ReleaseState is how far a release has come.
+type ReleaseState string
+
+// The release states. All but deploying and paused are final.
+const (
+	ReleaseDeploying  ReleaseState = "deploying"
+	ReleasePaused     ReleaseState = "paused"
+	ReleaseComplete   ReleaseState = "complete"
+	ReleaseFailed     ReleaseState = "failed"      // failure action continue, or nothing to roll back to
+	ReleaseRolledBack ReleaseState = "rolled-back" // replaced by the previous release after a failure
+	ReleaseSuperseded ReleaseState = "superseded"  // a newer release came first
+)
+
+// Release is one numbered version of a whole stack: the revisions of its services, with the exact versions of their configs
+// and secrets. Its content never changes; its State and the fields below State do.
+type Release struct {
+	Meta
+	Stack      ID             `json:"stack"`
+	Number     int            `json:"number"`
+	Services   map[string]ID  `json:"services"` // service name → revision
+	Networks   []spec.Network `json:"networks,omitempty"`
+	Volumes    []spec.Volume  `json:"volumes,omitempty"`
+	Replicas   map[string]int `json:"replicas,omitempty"`   // wanted at release time, by service name
+	RollbackOf int            `json:"rollbackOf,omitempty"` // number of the release that this one undoes
+	Restores   int            `json:"restores,omitempty"`   // number of the release whose content this one brings back
+	Message    string         `json:"message,omitempty"`
+
+	State  ReleaseState `json:"state"`
+	Ended  time.Time    `json:"ended,omitzero"`
+	Reason string       `json:"reason,omitempty"`
+}
+
+// Kind implements Object.
+func (*Release) Kind() Kind { return KindRelease }
+
+// Clone implements Object.
+func (r *Release) Clone() Object {
+	c := *r
+	c.Services, c.Replicas = maps.Clone(r.Services), maps.Clone(r.Replicas)
+	c.Networks, c.Volumes = slices.Clone(r.Networks), slices.Clone(r.Volumes)
+	return &c
+}
+
+// RolloutState is how far a service's move to its wanted revision has come.
+type RolloutState string
+
+// The rollout states.
+const (
+	RolloutUpdating  RolloutState = "updating"
+	RolloutPaused    RolloutState = "paused"
+	RolloutCompleted RolloutState = "completed"
+	RolloutFailed    RolloutState = "failed" // what follows is the release's matter
+)
+
+// Rollout is a service's move from one revision to another.
+type Rollout struct {
+	From    ID           `json:"from,omitzero"`
+	To      ID           `json:"to"`
+	State   RolloutState `json:"state"`
+	Started time.Time    `json:"started"`
+	Ended   time.Time    `json:"ended,omitzero"`
+	// LastBatch is when the last slot began or finished to move, for the delay between batches.
+	LastBatch time.Time `json:"lastBatch,omitzero"`
+	Failures  int       `json:"failures,omitempty"` // new tasks that failed or did not become ready in time
+	Reason    string    `json:"reason,omitempty"`
+	// Undo is true when this rollout brings back the revision before a failed one: the rollback policy applies.
+	Undo bool `json:"undo,omitempty"`
+}
+
+// Service is one part of a stack. The planners keep Status current.
+type Service struct {
+	Meta
+	Stack      ID     `json:"stack"`
+	StackName  string `json:"stackName"`
+	Name       string `json:"name"`
+	Revision   ID     `json:"revision"` // wanted
+	Previous   ID     `json:"previous,omitzero"`
+	LastNumber int    `json:"lastNumber"` // of the newest revision
+	// Replicas is the wanted number of a replicated service; scaling sets it without a new revision.
+	Replicas int `json:"replicas"`
+	// Scaled is true when the number was set by hand and the file's does not apply until it changes.
+	Scaled   bool       `json:"scaled,omitempty"`
+	Address  netip.Addr `json:"address,omitzero"` // service address
+	Removing bool       `json:"removing,omitempty"`
+	// Restart grows by one for each asked rolling restart: tasks made before RestartAt are replaced.
+	RestartAt time.Time     `json:"restartAt,omitzero"`
+	Rollout   Rollout       `json:"rollout,omitzero"`
+	Status    ServiceStatus `json:"status,omitzero"`
+}
+
+// ServiceStatus is the planners' summary of a service.
+type ServiceStatus struct {
+	Desired int `json:"desired"` // tasks wanted
+	Running int `json:"running"`
+	Ready   int `json:"ready"`
+	Updated int `json:"updated"` // ready tasks of the wanted revision
+	// Converged is true when everything wanted is ready and nothing else is left.
+	Converged bool `json:"converged,omitempty"`
+	// Waiting says why nothing happens although something is wanted: a dependency, a back-off, no node.
+	Waiting string `json:"waiting,omitempty"`
+}
+
+// Kind implements Object.
+func (*Service) Kind() Kind { return KindService }
+
+// Clone implements Object.
+func (s *Service) Clone() Object { c := *s; return &c }
+
+// Revision is one immutable version of a service's spec, with the versions of the configs and secrets it was made with.
+type Revision struct {
+	Meta
+	Service ID           `json:"service"`
+	Number  int          `json:"number"`
+	Hash    string       `json:"hash"` // of Spec, Secrets, Configs
+	Spec    spec.Service `json:"spec"`
+	// Secrets and Configs give, for each source in Spec, the object of the exact version.
+	Secrets map[string]ID `json:"secrets,omitempty"`
+	Configs map[string]ID `json:"configs,omitempty"`
+	// Networks and Volumes give, for each name in Spec, the object.
+	Networks map[string]ID `json:"networks,omitempty"`
+	Volumes  map[string]ID `json:"volumes,omitempty"`
+}
+
+// Kind implements Object.
+func (*Revision) Kind() Kind { return KindRevision }
+
+// Clone implements Object. Revisions are immutable, so the spec's parts are shared.
+func (r *Revision) Clone() Object {
+	c := *r
+	c.Secrets, c.Configs = maps.Clone(r.Secrets), maps.Clone(r.Configs)
+	c.Networks, c.Volumes = maps.Clone(r.Networks), maps.Clone(r.Volumes)
+	return &c
+}
+
+// Network is a set of services that may reach each other.
+type Network struct {
+	Meta
+	Stack    ID     `json:"stack,omitzero"`
+	Name     string `json:"name"` // key in the stack
+	Internal bool   `json:"internal,omitempty"`
+}
+
+// Kind implements Object.
+func (*Network) Kind() Kind { return KindNetwork }
+
+// Clone implements Object.
+func (n *Network) Clone() Object { c := *n; return &c }
+
+// Volume is named storage on a node.
+type Volume struct {
+	Meta
+	Stack        ID     `json:"stack,omitzero"`
+	Name         string `json:"name"`          // unique in the cluster: "<stack>_<key>" or the external name
+	Node         ID     `json:"node,omitzero"` // where it lives, once a task has used it
+	SingleWriter bool   `json:"singleWriter,omitempty"`
+	// Removing volumes are deleted on their node and then here.
+	Removing bool `json:"removing,omitempty"`
+}
+
+// Kind implements Object.
+func (*Volume) Kind() Kind { return KindVolume }
+
+// Clone implements Object.
+func (v *Volume) Clone() Object { c := *v; return &c }
+
+// Secret is one version of a secret; its content is encrypted at rest and never shown by the API.
+type Secret struct {
+	Meta
+	Stack  ID     `json:"stack,omitzero"` // zero: set by hand, shared by name
+	Name   string `json:"name"`
+	Number int    `json:"number"`
+	Sealed []byte `json:"-" cbor:"sealed"`
+	// Digest is a keyed hash of the content: equal content makes no new version.
+	Digest []byte `json:"-" cbor:"digest"`
+	Size   int    `json:"size"`
+}
+
+// Kind implements Object.
+func (*Secret) Kind() Kind { return KindSecret }
+
+// Clone implements Object.
+func (s *Secret) Clone() Object { c := *s; return &c }
+
+// Config is one version of a config, encrypted at rest like a secret but shown by the API.
+type Config struct {
+	Meta
+	Stack  ID     `json:"stack,omitzero"`
+	Name   string `json:"name"`
+	Number int    `json:"number"`
+	Sealed []byte `json:"-" cbor:"sealed"`
+	Digest []byte `json:"-" cbor:"digest"`
+	Size   int    `json:"size"`
+}
+
+// Kind implements Object.
+func (*Config) Kind() Kind { return KindConfig }
+
+// Clone implements Object.
+func (c *Config) Clone() Object { d := *c; return &d }
+
+// Event records a decision or a change with its reason. Events are linked by ids, so that `why` can follow them from a
+// release to a service to a task to a node.
+type Event struct {
+	Meta
+	At      time.Time `json:"at"`
+	Type    string    `json:"type"` // "task.failed", "service.scaled"…; docs/events.md lists them
+	Message string    `json:"message"`
+	Stack   ID        `json:"stack,omitzero"`
+	Release ID        `json:"release,omitzero"`
+	Service ID        `json:"service,omitzero"`
+	Task    ID        `json:"task,omitzero"`
+	Node    ID        `json:"node,omitzero"`
+	Slot    int       `json:"slot,omitempty"`
+	Who     string    `json:"who,omitempty"` // the user, or the part of the system, that acted
+}
+
+// Kind implements Object.
+func (*Event) Kind() Kind { return KindEvent }
+
+// Clone implements Object.
+func (e *Event) Clone() Object { c := *e; return &c }
+
+// Settings is the one object of cluster-wide settings; its id is SettingsID.
+type Settings struct {
+	Meta
+	Name string `json:"name"`
+	// TaskPool is divided into node subnets; ServicePool gives service addresses.
+	TaskPool    netip.Prefix `json:"taskPool"`
+	ServicePool netip.Prefix `json:"servicePool"`
+	NodeBits    int          `json:"nodeBits"` // prefix length of a node's subnet
+}
+
+// SettingsID is the id of the one Settings object.
+var SettingsID = ID{0: 1}
+
+// Kind implements Object.
+func (*Settings) Kind() Kind { return KindSettings }
+
+// Clone implements Object.
+func (s *Settings) Clone() Object { c := *s; return &c }
