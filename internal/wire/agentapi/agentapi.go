@@ -1,0 +1,151 @@
+// Package agentapi holds the messages between an agent and a manager.
+//
+// An agent opens one session to any manager. It says Hello, gets one full Update and then diffs, and sends Reports. The
+// structs travel as they are: as values within one process, as CBOR between machines.
+//
+// Invariants: an Update's Version only grows within a session; an Update with Full set replaces everything before it; an
+// agent acknowledges a version (Report.Applied) only once its load balancers follow it, because a manager stops a drained
+// task on the strength of that word.
+//
+// Concurrency: values only. A sender must not change a message after sending it.
+package agentapi
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"baton/internal/model/cluster"
+	"baton/internal/model/spec"
+)
+
+// Hello opens a session.
+type Hello struct {
+	Node        cluster.ID              `json:"node"`
+	Name        string                  `json:"name"`
+	Description cluster.NodeDescription `json:"description"`
+	// Applied is the version up to which the agent still knows its assignments; zero asks for everything.
+	Applied cluster.Version `json:"applied,omitempty"`
+}
+
+// File is the content of a secret or config, with where it goes.
+type File struct {
+	Name    string `json:"name"` // source name, for messages
+	Target  string `json:"target"`
+	UID     uint32 `json:"uid,omitempty"`
+	GID     uint32 `json:"gid,omitempty"`
+	Mode    uint32 `json:"mode"`
+	Content []byte `json:"content"`
+	Secret  bool   `json:"secret,omitempty"` // on tmpfs only, never on disk
+}
+
+// Assignment is everything that a node needs to run one task.
+type Assignment struct {
+	Task        *cluster.Task `json:"task"`
+	Spec        *spec.Service `json:"spec"`
+	StackName   string        `json:"stackName"`
+	ServiceName string        `json:"serviceName"`
+	Files       []File        `json:"files,omitempty"`
+	// Volumes gives, for each named volume in Spec.Mounts, the cluster-wide name.
+	Volumes map[string]string `json:"volumes,omitempty"`
+	// Networks are the ids of the networks that the task is on.
+	Networks []cluster.ID `json:"networks,omitempty"`
+}
+
+// Endpoint is a ready task's address.
+type Endpoint struct {
+	Task    cluster.ID `json:"task"`
+	Node    cluster.ID `json:"node"`
+	Slot    int        `json:"slot"`
+	Address netip.Addr `json:"address"`
+}
+
+// Service is what a node must know of a service to answer for its name and to balance for its address.
+type Service struct {
+	ID      cluster.ID `json:"id"`
+	Name    string     `json:"name"`
+	Stack   string     `json:"stack"`
+	Address netip.Addr `json:"address,omitzero"` // service address; zero with endpoint mode dnsrr
+	// Networks maps each network that the service is on to its aliases there.
+	Networks map[cluster.ID][]string `json:"networks,omitempty"`
+	// Ports are the published ones in ingress mode.
+	Ports []spec.Port `json:"ports,omitempty"`
+	// Endpoints are the ready tasks, sorted by task id.
+	Endpoints []Endpoint `json:"endpoints,omitempty"`
+}
+
+// Member is a task's place in the networks, on whichever node, ready or not: what isolation is made of.
+type Member struct {
+	Task     cluster.ID   `json:"task"`
+	Node     cluster.ID   `json:"node"`
+	Address  netip.Addr   `json:"address"`
+	Networks []cluster.ID `json:"networks"`
+}
+
+// Network is a set of members that may reach each other.
+type Network struct {
+	ID       cluster.ID `json:"id"`
+	Name     string     `json:"name"`
+	Stack    string     `json:"stack"`
+	Internal bool       `json:"internal,omitempty"`
+}
+
+// NetworkState is the whole of what a node's network must show. It is applied as a whole; the node works out the difference.
+type NetworkState struct {
+	Networks []Network `json:"networks,omitempty"`
+	Services []Service `json:"services,omitempty"`
+	Members  []Member  `json:"members,omitempty"`
+}
+
+// Update is what a manager sends.
+type Update struct {
+	Version cluster.Version `json:"version"`
+	// Full replaces everything; else Assignments and Removed are a diff by task.
+	Full        bool         `json:"full,omitempty"`
+	Assignments []Assignment `json:"assignments,omitempty"`
+	Removed     []cluster.ID `json:"removed,omitempty"`
+	// Network is nil when unchanged.
+	Network *NetworkState `json:"network,omitempty"`
+	// RemoveVolumes are volumes to delete on this node; the agent reports each in VolumesRemoved.
+	RemoveVolumes []string `json:"removeVolumes,omitempty"`
+	// Node carries the subnet and the pools that the node's network is to use; nil when unchanged.
+	Node *NodeConfig `json:"node,omitempty"`
+}
+
+// NodeConfig is what a node must know of itself.
+type NodeConfig struct {
+	Subnet      netip.Prefix `json:"subnet"`
+	TaskPool    netip.Prefix `json:"taskPool"`
+	ServicePool netip.Prefix `json:"servicePool"`
+}
+
+// Report is what an agent sends.
+type Report struct {
+	// Applied is the newest Update version that the node's load balancers follow.
+	Applied        cluster.Version          `json:"applied"`
+	Tasks          []cluster.Status         `json:"tasks,omitempty"`
+	VolumesRemoved []string                 `json:"volumesRemoved,omitempty"`
+	Description    *cluster.NodeDescription `json:"description,omitempty"` // when it changed
+	Notes          []Note                   `json:"notes,omitempty"`
+}
+
+// Note is something that a user should see and that changes no state: it becomes an Event.
+type Note struct {
+	Task    cluster.ID `json:"task,omitzero"`
+	Type    string     `json:"type"` // "task.probe-failed", "node.containerd-restarted"…
+	Message string     `json:"message"`
+	At      time.Time  `json:"at"`
+}
+
+// Session is an agent's end of its stream to a manager. Send and Recv may be used from different goroutines.
+type Session interface {
+	Send(ctx context.Context, r Report) error
+	// Recv blocks for the next Update; an error ends the session.
+	Recv(ctx context.Context) (Update, error)
+	Close() error
+}
+
+// Connector opens sessions.
+type Connector interface {
+	Connect(ctx context.Context, h Hello) (Session, error)
+}
