@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"io"
 	"iter"
 	"net/netip"
 	"time"
@@ -169,17 +168,4 @@ type Logs interface {
 }
 
 // Execution is one interactive command in a container, for `baton exec`.
-type Execution struct {
-	Argv   []string
-	Env    []string
-	User   string
-	Dir    string
-	TTY    bool
-	Width  uint16
-	Height uint16
-	Stdin  io.Reader // nil: none
-	Stdout io.Writer
-	Stderr io.Writer // nil with TTY
-	// Resize yields new window sizes until closed; may be nil.
-	Resize <-chan [2]uint16
-}
+type Execution = agentapi.Execution

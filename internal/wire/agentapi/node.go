@@ -1,0 +1,72 @@
+package agentapi
+
+import (
+	"context"
+	"io"
+	"iter"
+	"time"
+
+	"baton/internal/model/cluster"
+)
+
+// Execution is one interactive command in a container, for `baton exec`.
+type Execution struct {
+	Argv   []string
+	Env    []string
+	User   string
+	Dir    string
+	TTY    bool
+	Width  uint16
+	Height uint16
+	Stdin  io.Reader // nil: none
+	Stdout io.Writer
+	Stderr io.Writer // nil with TTY
+	// Resize yields new window sizes (columns, rows) until closed; may be nil.
+	Resize <-chan [2]uint16
+}
+
+// LogOptions select lines of a task's output.
+type LogOptions struct {
+	Since, Until time.Time
+	Tail         int  // last lines only; negative: all
+	Follow       bool // go on until the task ends or ctx does
+}
+
+// LogLine is one line of a task's output, without its line end.
+type LogLine struct {
+	Time   time.Time `json:"time"`
+	Stream string    `json:"stream"` // stdout or stderr
+	Text   string    `json:"text"`
+	// Partial is true when the line was too long and goes on in the next one.
+	Partial bool `json:"partial,omitempty"`
+}
+
+// Image is an image that is present on a node.
+type Image struct {
+	Ref     string    `json:"ref"`
+	Digest  string    `json:"digest"`
+	Size    int64     `json:"size"` // bytes of content, compressed as stored
+	Created time.Time `json:"created,omitzero"`
+}
+
+// Stats is what a task uses.
+type Stats struct {
+	Task        cluster.ID    `json:"task"`
+	At          time.Time     `json:"at"`
+	CPU         time.Duration `json:"cpu"`    // used so far
+	Memory      uint64        `json:"memory"` // bytes, without reclaimable cache
+	MemoryLimit uint64        `json:"memoryLimit,omitempty"`
+	PIDs        uint64        `json:"pids"`
+}
+
+// NodeServices is what a node does for users who look at its tasks and images. Managers reach it through the session of the
+// node; on one machine it is called directly.
+type NodeServices interface {
+	Logs(ctx context.Context, task cluster.ID, o LogOptions) iter.Seq2[LogLine, error]
+	Exec(ctx context.Context, task cluster.ID, e Execution) (code int, err error)
+	Stats(ctx context.Context, task cluster.ID) (Stats, error)
+	Images(ctx context.Context) ([]Image, error)
+	// LoadImage imports an OCI or docker archive and returns the references it held.
+	LoadImage(ctx context.Context, archive io.Reader) ([]string, error)
+	RemoveImage(ctx context.Context, ref string) error
+}
