@@ -38,9 +38,15 @@ type Placement struct {
 	MaxReplicasPerNode int `json:"maxReplicasPerNode,omitempty"`
 	// Platforms as os/arch; empty: any.
 	Platforms []string `json:"platforms,omitempty"`
-	// Strategy is "spread" (default) or "pack".
+	// Strategy is StrategySpread (default) or StrategyPack.
 	Strategy string `json:"strategy,omitempty"`
 }
+
+// The placement strategies.
+const (
+	StrategySpread = "spread" // over many nodes
+	StrategyPack   = "pack"   // onto few nodes
+)
 
 // RestartCondition says after which exits a task is replaced.
 type RestartCondition string
@@ -83,10 +89,13 @@ const (
 	FailureContinue FailureAction = "continue"
 )
 
+// AllAtOnce is the Parallelism that moves every slot in one batch.
+const AllAtOnce = 1<<31 - 1
+
 // UpdatePolicy says how a service moves from one revision to another.
 type UpdatePolicy struct {
 	Order UpdateOrder `json:"order"`
-	// Parallelism is how many slots move at once; zero: all. Default 1, a quarter of the replicas above 8.
+	// Parallelism is how many slots move at once; AllAtOnce: all. Zero takes the default: 1, a quarter of the replicas above 8.
 	Parallelism int `json:"parallelism"`
 	// Delay between batches; default none.
 	Delay time.Duration `json:"delay,omitempty"`

@@ -18,7 +18,10 @@ type Stack struct {
 
 // Network is a named set of services that may reach each other.
 type Network struct {
+	// Name is the key in the stack.
 	Name string `json:"name"`
+	// Ref is the network's name in the namespace; default "<stack>_<name>", the key itself when external.
+	Ref string `json:"ref,omitempty"`
 	// Internal networks have no way out of the cluster.
 	Internal bool              `json:"internal,omitempty"`
 	External bool              `json:"external,omitempty"`
@@ -33,8 +36,11 @@ type Volume struct {
 	Ref      string            `json:"ref,omitempty"`
 	External bool              `json:"external,omitempty"`
 	Labels   map[string]string `json:"labels,omitempty"`
-	// SingleWriter volumes are mounted by at most one task at a time.
+	// SingleWriter volumes are mounted by at most one task at a time. SetDefaults sets it for a volume that only one service
+	// mounts, writable, with one replica, unless Shared says otherwise.
 	SingleWriter bool `json:"singleWriter,omitempty"`
+	// Shared volumes may be written by several tasks at once; it is never guessed.
+	Shared bool `json:"shared,omitempty"`
 }
 
 // Secret names a secret that the stack uses. Content is set only on its way from the client to the manager, which stores it
