@@ -168,7 +168,7 @@ type Service struct {
 	Scaled   bool       `json:"scaled,omitempty"`
 	Address  netip.Addr `json:"address,omitzero"` // service address
 	Removing bool       `json:"removing,omitempty"`
-	// Restart grows by one for each asked rolling restart: tasks made before RestartAt are replaced.
+	// RestartAt is when a rolling restart was last asked for: tasks made before it are replaced.
 	RestartAt time.Time     `json:"restartAt,omitzero"`
 	Rollout   Rollout       `json:"rollout,omitzero"`
 	Status    ServiceStatus `json:"status,omitzero"`

@@ -177,13 +177,17 @@ func (t *Task) Advance(s Status) (bool, error) {
 	}
 	ready := s.Ready && s.Observed == ObservedRunning
 	drained := t.Drained || s.Drained
-	if s.Observed == t.Observed && ready == t.Ready && drained == t.Drained && s.Reason == t.Reason {
+	reason := s.Reason
+	if reason == "" && t.Desired > DesiredRun {
+		reason = t.Reason // why it was told to go stays true
+	}
+	if s.Observed == t.Observed && ready == t.Ready && drained == t.Drained && reason == t.Reason {
 		return false, nil
 	}
 	if ready && !t.Ready {
 		t.ReadySince = s.At
 	}
-	t.Observed, t.Ready, t.Drained, t.Reason = s.Observed, ready, drained, s.Reason
+	t.Observed, t.Ready, t.Drained, t.Reason = s.Observed, ready, drained, reason
 	if t.Started.IsZero() {
 		t.Started = s.Started
 	}

@@ -161,6 +161,14 @@ type Volumes interface {
 	List(ctx context.Context) ([]string, error)
 }
 
+// Files keeps the contents of secrets and configs for running containers, in memory only.
+type Files interface {
+	// Write puts the task's files into a directory of its own, under their index ("0", "1"…) with owner and mode, and returns it.
+	Write(ctx context.Context, task cluster.ID, files []agentapi.File) (dir string, err error)
+	// Remove forgets them.
+	Remove(ctx context.Context, task cluster.ID) error
+}
+
 // Logs is the part of a task's output that outlives its container.
 type Logs interface {
 	// Remove deletes the task's log files.

@@ -48,6 +48,8 @@ type Assignment struct {
 	Files       []File        `json:"files,omitempty"`
 	// Volumes gives, for each named volume in Spec.Mounts, the cluster-wide name.
 	Volumes map[string]string `json:"volumes,omitempty"`
+	// Internal is true when all of the task's networks are internal: it has no way out.
+	Internal bool `json:"internal,omitempty"`
 	// Networks are the ids of the networks that the task is on.
 	Networks []cluster.ID `json:"networks,omitempty"`
 }
