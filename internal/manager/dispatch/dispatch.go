@@ -1,0 +1,224 @@
+// Package dispatch holds the managers' side of the agents' sessions.
+//
+// It reads the store through one cursor, works out what each connected node must know and sends it as a full set first and
+// as differences after that. What agents report it turns into transactions: statuses, removed volumes, descriptions, notes.
+//
+// Invariants: a node is sent only its own tasks, and secrets only with a task that uses them; Acked never runs ahead of what
+// every connected node said its load balancers follow; a status that would move a task backwards is dropped.
+//
+// Concurrency: Run owns one goroutine that reads the cursor and fills the sessions' mailboxes, and one that writes reports.
+// Sessions are used by their agents' goroutines and share only the mailbox and a queue with them.
+package dispatch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"sync"
+	"time"
+
+	"baton/internal/manager/store"
+	"baton/internal/model/cluster"
+	"baton/internal/wire/agentapi"
+)
+
+// Log is what dispatch needs of consensus.
+type Log interface {
+	Propose(ctx context.Context, t store.Txn) (store.Version, error)
+}
+
+// Opener decrypts the contents of secrets and configs.
+type Opener interface {
+	Open(sealed []byte, kind cluster.Kind, id cluster.ID) ([]byte, error)
+}
+
+// Config is what a dispatcher is made of; all fields are required.
+type Config struct {
+	Store  *store.Store
+	Log    Log
+	Opener Opener
+	Logger *slog.Logger
+	Now    func() time.Time
+}
+
+const (
+	reportsMax  = 256 // reports waiting to be written, over all sessions; a session waits when it is full
+	proposeMax  = 64  // transactions of reports under way at once
+	conflictMax = 16  // tries of one report against concurrent writes
+)
+
+// ErrClosed ends a session: the agent connected anew, or the dispatcher stopped.
+var ErrClosed = errors.New("session closed")
+
+// Dispatcher serves agents.
+type Dispatcher struct {
+	cfg Config
+
+	mu       sync.Mutex
+	sessions map[cluster.ID]*session
+	joined   chan struct{} // a session was added
+	acks     chan struct{} // the acknowledged version may have grown
+	reports  chan nodeReport
+	stopped  chan struct{}
+}
+
+type nodeReport struct {
+	node   cluster.ID
+	report agentapi.Report
+}
+
+// New makes a dispatcher; Run makes it work.
+func New(cfg Config) *Dispatcher {
+	return &Dispatcher{
+		cfg:      cfg,
+		sessions: make(map[cluster.ID]*session),
+		joined:   make(chan struct{}, 1),
+		acks:     make(chan struct{}, 1),
+		reports:  make(chan nodeReport, reportsMax),
+		stopped:  make(chan struct{}),
+	}
+}
+
+var _ agentapi.Connector = (*Dispatcher)(nil)
+
+// Run works until ctx ends and then closes all sessions.
+func (d *Dispatcher) Run(ctx context.Context) error {
+	var writer sync.WaitGroup
+	writer.Add(1)
+	go func() {
+		defer writer.Done()
+		d.write(ctx)
+	}()
+	defer writer.Wait()
+	defer close(d.stopped)
+	cursor := d.cfg.Store.Changes(0, store.Filter{Kinds: []cluster.Kind{
+		cluster.KindTask, cluster.KindService, cluster.KindNetwork, cluster.KindVolume, cluster.KindNode, cluster.KindSettings,
+	}})
+	defer cursor.Close()
+	view := newView(d.cfg.Opener, d.cfg.Logger)
+	for {
+		select {
+		case <-ctx.Done():
+			d.closeAll()
+			return nil
+		case <-cursor.Wait():
+		case <-d.joined:
+		}
+		view.merge(cursor.Collect())
+		for _, s := range d.connected() {
+			view.fill(s)
+		}
+		d.acked()
+	}
+}
+
+// Connect implements agentapi.Connector for agents of the same process. An older session of the node is closed.
+func (d *Dispatcher) Connect(ctx context.Context, h agentapi.Hello) (agentapi.Session, error) {
+	if err := d.register(ctx, h); err != nil {
+		return nil, err
+	}
+	s := newSession(d, h.Node)
+	d.mu.Lock()
+	old := d.sessions[h.Node]
+	d.sessions[h.Node] = s
+	d.mu.Unlock()
+	if old != nil {
+		old.end()
+	}
+	notify(d.joined)
+	return s, nil
+}
+
+// register writes what the node says of itself.
+func (d *Dispatcher) register(ctx context.Context, h agentapi.Hello) error {
+	return d.retry(ctx, func(snap store.Snapshot) (store.Txn, error) {
+		var t store.Txn
+		node, ok := store.Get[*cluster.Node](snap, h.Node)
+		if !ok {
+			return t, fmt.Errorf("node %s (%s) is not a member of this cluster", h.Name, h.Node.Short())
+		}
+		n := cluster.Copy(node)
+		now := d.cfg.Now()
+		if n.State != cluster.NodeReady {
+			n.State, n.StateSince = cluster.NodeReady, now
+			t.Put(event(now, "node.ready", "the node connected", func(e *cluster.Event) { e.Node = n.ID }))
+		}
+		n.Description = h.Description
+		t.Put(n)
+		return t, nil
+	})
+}
+
+// Acked is the lowest version that the load balancers of every connected node follow; zero while no node is connected.
+func (d *Dispatcher) Acked() cluster.Version {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.sessions) == 0 {
+		return 0
+	}
+	low := cluster.Version(math.MaxUint64)
+	for _, s := range d.sessions {
+		low = min(low, s.ackedVersion())
+	}
+	return low
+}
+
+// Acks gives a token when Acked may have grown.
+func (d *Dispatcher) Acks() <-chan struct{} { return d.acks }
+
+func (d *Dispatcher) acked() { notify(d.acks) }
+
+func (d *Dispatcher) connected() []*session {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	out := make([]*session, 0, len(d.sessions))
+	for _, s := range d.sessions {
+		out = append(out, s)
+	}
+	return out
+}
+
+func (d *Dispatcher) closeAll() {
+	for _, s := range d.connected() {
+		s.end()
+	}
+}
+
+// leave takes a session off the list, unless the node has a newer one.
+func (d *Dispatcher) leave(s *session) {
+	d.mu.Lock()
+	if d.sessions[s.node] == s {
+		delete(d.sessions, s.node)
+	}
+	d.mu.Unlock()
+}
+
+// retry proposes what build makes of the newest snapshot, again after a conflict.
+func (d *Dispatcher) retry(ctx context.Context, build func(store.Snapshot) (store.Txn, error)) error {
+	var err error
+	for range conflictMax {
+		var t store.Txn
+		if t, err = build(d.cfg.Store.Snapshot()); err != nil || t.Empty() {
+			return err
+		}
+		if _, err = d.cfg.Log.Propose(ctx, t); !errors.Is(err, store.ErrConflict) {
+			return err
+		}
+	}
+	return err
+}
+
+func notify(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func event(now time.Time, kind, message string, link func(*cluster.Event)) *cluster.Event {
+	e := &cluster.Event{Meta: cluster.Meta{ID: cluster.NewID(nil), Created: now}, At: now, Type: kind, Message: message, Who: "node"}
+	link(e)
+	return e
+}

@@ -1,0 +1,155 @@
+package dispatch
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	"baton/internal/manager/store"
+	"baton/internal/model/cluster"
+	"baton/internal/wire/agentapi"
+)
+
+func errGone(what string, id cluster.ID) error {
+	return fmt.Errorf("%s (%s) is not in the store any more", what, id.Short())
+}
+
+// write turns reports into transactions. Those that came in meanwhile are written together, one transaction per task, so
+// that a conflict on one does not hold up the others; the log commits them as a group.
+func (d *Dispatcher) write(ctx context.Context) {
+	for {
+		var batch []nodeReport
+		select {
+		case <-ctx.Done():
+			return
+		case r := <-d.reports:
+			batch = append(batch, r)
+		}
+		for more := true; more && len(batch) < reportsMax; {
+			select {
+			case r := <-d.reports:
+				batch = append(batch, r)
+			default:
+				more = false
+			}
+		}
+		d.writeBatch(ctx, batch)
+	}
+}
+
+func (d *Dispatcher) writeBatch(ctx context.Context, batch []nodeReport) {
+	latest := make(map[cluster.ID]nodeReport) // task → the report that has its newest status
+	var order []cluster.ID
+	status := make(map[cluster.ID]cluster.Status)
+	var work []func() error
+	for _, r := range batch {
+		for _, s := range r.report.Tasks {
+			if _, ok := latest[s.Task]; !ok {
+				order = append(order, s.Task)
+			}
+			latest[s.Task], status[s.Task] = r, s
+		}
+		if r.report.Description != nil || len(r.report.VolumesRemoved) > 0 || len(r.report.Notes) > 0 {
+			work = append(work, func() error { return d.writeNode(ctx, r) })
+		}
+	}
+	for _, id := range order {
+		work = append(work, func() error { return d.writeStatus(ctx, latest[id].node, status[id]) })
+	}
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, proposeMax)
+	for _, f := range work {
+		slots <- struct{}{}
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			defer func() { <-slots }()
+			if err := f(); err != nil && ctx.Err() == nil {
+				d.cfg.Logger.Error("report not written", "err", err)
+			}
+		}()
+	}
+	wg.Wait()
+}
+
+// writeStatus moves one task forward.
+func (d *Dispatcher) writeStatus(ctx context.Context, node cluster.ID, s cluster.Status) error {
+	return d.retry(ctx, func(snap store.Snapshot) (store.Txn, error) {
+		var t store.Txn
+		old, ok := store.Get[*cluster.Task](snap, s.Task)
+		if !ok || old.Node != node {
+			return t, nil // forgotten meanwhile, or never this node's
+		}
+		task := cluster.Copy(old)
+		changed, err := task.Advance(s)
+		if err != nil {
+			d.cfg.Logger.Debug("status dropped", "err", err)
+		}
+		if !changed {
+			return t, nil
+		}
+		t.Put(task)
+		if kind, message := transition(old, task); kind != "" {
+			t.Put(event(d.cfg.Now(), kind, message, func(e *cluster.Event) {
+				e.Task, e.Service, e.Stack, e.Node, e.Slot = task.ID, task.Service, task.Stack, task.Node, task.Slot
+			}))
+		}
+		return t, nil
+	})
+}
+
+// transition names the event of a task's move, if a user would care.
+func transition(old, task *cluster.Task) (kind, message string) {
+	switch {
+	case old.Observed != task.Observed && task.Observed == cluster.ObservedFailed:
+		return "task.failed", task.Reason
+	case old.Observed != task.Observed && task.Observed == cluster.ObservedRejected:
+		return "task.rejected", task.Reason
+	case old.Observed != task.Observed && task.Observed == cluster.ObservedComplete:
+		if task.Exit != nil {
+			return "task.complete", fmt.Sprintf("ended with exit code %d", task.Exit.Code)
+		}
+		return "task.complete", "ended before its process ran"
+	case !old.Ready && task.Ready:
+		return "task.ready", "ready: it gets traffic"
+	case old.Ready && !task.Ready && task.Desired == cluster.DesiredRun && task.Observed == cluster.ObservedRunning:
+		return "task.not-ready", task.Reason
+	}
+	return "", ""
+}
+
+// writeNode writes what is not a task's status.
+func (d *Dispatcher) writeNode(ctx context.Context, r nodeReport) error {
+	return d.retry(ctx, func(snap store.Snapshot) (store.Txn, error) {
+		var t store.Txn
+		if desc := r.report.Description; desc != nil {
+			if old, ok := store.Get[*cluster.Node](snap, r.node); ok {
+				n := cluster.Copy(old)
+				n.Description = *desc
+				t.Put(n)
+			}
+		}
+		for vol := range store.All[*cluster.Volume](snap) {
+			if vol.Removing && vol.Node == r.node && slices.Contains(r.report.VolumesRemoved, vol.Name) {
+				t.Delete(vol)
+				t.Put(event(d.cfg.Now(), "volume.removed", "volume "+vol.Name+" was removed", func(e *cluster.Event) {
+					e.Stack, e.Node = vol.Stack, r.node
+				}))
+			}
+		}
+		for _, n := range r.report.Notes {
+			t.Put(noteEvent(snap, r.node, n))
+		}
+		return t, nil
+	})
+}
+
+func noteEvent(snap store.Snapshot, node cluster.ID, n agentapi.Note) *cluster.Event {
+	return event(n.At, n.Type, n.Message, func(e *cluster.Event) {
+		e.Node = node
+		if task, ok := store.Get[*cluster.Task](snap, n.Task); ok {
+			e.Task, e.Service, e.Stack, e.Slot = task.ID, task.Service, task.Stack, task.Slot
+		}
+	})
+}

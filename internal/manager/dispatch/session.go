@@ -1,0 +1,171 @@
+package dispatch
+
+import (
+	"context"
+	"sync"
+
+	"baton/internal/model/cluster"
+	"baton/internal/wire/agentapi"
+)
+
+// session is one connected agent. Its mailbox holds at most one update: newer ones are merged into it, so that a slow
+// agent costs a bounded amount of memory.
+type session struct {
+	dispatcher *Dispatcher
+	node       cluster.ID
+
+	// sent is what the agent will know once it has read its mailbox; only the dispatcher's loop uses it.
+	sent    map[cluster.ID]sentTask
+	network uint64 // generation of the network view
+	config  agentapi.NodeConfig
+	volumes map[string]bool
+	greeted bool
+
+	mu      sync.Mutex
+	mailbox *agentapi.Update
+	waiting chan struct{} // the mailbox has something
+	ended   chan struct{}
+	once    sync.Once
+	// seen is the newest version looked at for this node; posted the newest that was put in the mailbox; applied what the
+	// agent acknowledged.
+	seen, posted, applied cluster.Version
+}
+
+// sentTask is what makes a new assignment necessary when it changes.
+type sentTask struct {
+	desired cluster.Desired
+}
+
+func newSession(d *Dispatcher, node cluster.ID) *session {
+	return &session{
+		dispatcher: d, node: node,
+		sent:    make(map[cluster.ID]sentTask),
+		volumes: make(map[string]bool),
+		waiting: make(chan struct{}, 1),
+		ended:   make(chan struct{}),
+	}
+}
+
+var _ agentapi.Session = (*session)(nil)
+
+// Recv implements agentapi.Session.
+func (s *session) Recv(ctx context.Context) (agentapi.Update, error) {
+	for {
+		select {
+		case <-ctx.Done():
+			return agentapi.Update{}, ctx.Err()
+		case <-s.ended:
+			return agentapi.Update{}, ErrClosed
+		case <-s.waiting:
+		}
+		s.mu.Lock()
+		u := s.mailbox
+		s.mailbox = nil
+		s.mu.Unlock()
+		if u != nil {
+			return *u, nil
+		}
+	}
+}
+
+// Send implements agentapi.Session.
+func (s *session) Send(ctx context.Context, r agentapi.Report) error {
+	s.mu.Lock()
+	grown := r.Applied > s.applied
+	s.applied = max(s.applied, r.Applied)
+	s.mu.Unlock()
+	if grown {
+		s.dispatcher.acked()
+	}
+	if len(r.Tasks) == 0 && len(r.VolumesRemoved) == 0 && len(r.Notes) == 0 && r.Description == nil {
+		return nil
+	}
+	select {
+	case s.dispatcher.reports <- nodeReport{node: s.node, report: r}:
+		return nil
+	case <-s.ended:
+		return ErrClosed
+	case <-s.dispatcher.stopped:
+		return ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Close implements agentapi.Session.
+func (s *session) Close() error {
+	s.end()
+	return nil
+}
+
+func (s *session) end() {
+	s.once.Do(func() {
+		close(s.ended)
+		s.dispatcher.leave(s)
+	})
+}
+
+// ackedVersion is what this node's load balancers follow: when everything posted is applied, whatever was looked at since
+// has brought nothing new for it.
+func (s *session) ackedVersion() cluster.Version {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.greeted && s.applied >= s.posted {
+		return s.seen
+	}
+	return s.applied
+}
+
+// post merges an update into the mailbox; an empty one only moves the version that was looked at.
+func (s *session) post(u agentapi.Update, empty bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen = u.Version
+	if empty {
+		return
+	}
+	s.posted = u.Version
+	if s.mailbox == nil {
+		s.mailbox = &u
+	} else {
+		merge(s.mailbox, u)
+	}
+	notify(s.waiting)
+}
+
+// merge adds a newer update to an older one that was not read yet.
+func merge(old *agentapi.Update, u agentapi.Update) {
+	old.Version = u.Version
+	place := make(map[cluster.ID]int, len(old.Assignments))
+	for i, a := range old.Assignments {
+		place[a.Task.ID] = i
+	}
+	for _, a := range u.Assignments {
+		if i, ok := place[a.Task.ID]; ok {
+			old.Assignments[i] = a
+			continue
+		}
+		old.Assignments = append(old.Assignments, a)
+	}
+	if len(u.Removed) > 0 {
+		gone := make(map[cluster.ID]bool, len(u.Removed))
+		for _, id := range u.Removed {
+			gone[id] = true
+		}
+		kept := old.Assignments[:0]
+		for _, a := range old.Assignments {
+			if !gone[a.Task.ID] {
+				kept = append(kept, a)
+			}
+		}
+		old.Assignments = kept
+		old.Removed = append(old.Removed, u.Removed...)
+	}
+	if u.Network != nil {
+		old.Network = u.Network
+	}
+	if u.Node != nil {
+		old.Node = u.Node
+	}
+	old.RemoveVolumes = append(old.RemoveVolumes, u.RemoveVolumes...)
+}
