@@ -192,8 +192,8 @@ func (c *checker) publishedPorts() {
 }
 
 func sameAddress(a, b string) bool {
-	any := func(s string) bool { return s == "" || s == "0.0.0.0" || s == "::" }
-	return a == b || any(a) || any(b)
+	everywhere := func(s string) bool { return s == "" || s == "0.0.0.0" || s == "::" }
+	return a == b || everywhere(a) || everywhere(b)
 }
 
 // cycles finds services that wait for each other, each cycle once.
