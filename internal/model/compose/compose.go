@@ -43,7 +43,7 @@ type Options struct {
 type Result struct {
 	Stack    *spec.Stack  // valid, with all defaults
 	Warnings []Diagnostic // keys that are not honoured, variables without a value
-	Source   string       // the resolved file in canonical YAML; without the content of secrets
+	Source   string       // the resolved file in canonical YAML, which loads to the same stack; without the content of secrets
 }
 
 // Load reads Compose files. The error is an *Error, or ctx's when it ended.
@@ -74,7 +74,7 @@ func Load(ctx context.Context, o Options) (*Result, error) {
 	if err != nil {
 		return nil, fmt.Errorf("writing the resolved file: %w", err)
 	}
-	return &Result{Stack: stack, Warnings: tidy(l.rep.warnings), Source: string(source)}, nil
+	return &Result{Stack: stack, Warnings: tidy(l.rep.warnings), Source: strings.ReplaceAll(string(source), "$", "$$")}, nil
 }
 
 // loading is one call of Load.
@@ -211,7 +211,7 @@ func (l *loading) project(ctx context.Context) (*types.Project, error) {
 		return nil, ctx.Err()
 	}
 	if err != nil {
-		if !strings.Contains(err.Error(), "validating ") || !checkSchema(rep, interpolate) {
+		if found := checkSchema(rep, interpolate); !found || !strings.Contains(err.Error(), "validating ") {
 			translate(rep, err)
 		}
 		return nil, rep.failed()

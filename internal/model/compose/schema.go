@@ -8,6 +8,8 @@ import (
 
 	"github.com/compose-spec/compose-go/v2/interpolation"
 	"github.com/compose-spec/compose-go/v2/schema"
+	"github.com/compose-spec/compose-go/v2/template"
+	"github.com/compose-spec/compose-go/v2/tree"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	"github.com/santhosh-tekuri/jsonschema/v6/kind"
 	"golang.org/x/text/language"
@@ -22,17 +24,42 @@ func checkSchema(rep *report, interpolate interpolation.Options) bool {
 		return false
 	}
 	found := false
+	interpolate = lenient(interpolate)
 	for _, f := range rep.src.files {
-		// Values with a broken interpolation are left out; compose-go names them on its own.
-		tree, _ := interpolation.Interpolate(f.tree, interpolate)
+		values, err := interpolation.Interpolate(f.tree, interpolate)
+		if err != nil {
+			continue
+		}
 		var invalid *jsonschema.ValidationError
-		if errors.As(sch.Validate(plain(tree)), &invalid) {
+		if errors.As(sch.Validate(plain(values)), &invalid) {
 			for _, leaf := range leaves(invalid) {
 				found = reportLeaf(rep, leaf) || found
 			}
 		}
 	}
 	return found
+}
+
+// lenient leaves values as they are that cannot be interpolated or converted; compose-go names those on its own.
+func lenient(o interpolation.Options) interpolation.Options {
+	substitute := o.Substitute
+	o.Substitute = func(s string, m template.Mapping) (string, error) {
+		if out, err := substitute(s, m); err == nil {
+			return out, nil
+		}
+		return s, nil
+	}
+	casts := map[tree.Path]interpolation.Cast{}
+	for p, cast := range o.TypeCastMapping {
+		casts[p] = func(s string) (any, error) {
+			if out, err := cast(s); err == nil {
+				return out, nil
+			}
+			return s, nil
+		}
+	}
+	o.TypeCastMapping = casts
+	return o
 }
 
 func compileSchema() (*jsonschema.Schema, error) {
@@ -141,6 +168,12 @@ func reportLeaf(rep *report, e *jsonschema.ValidationError) bool {
 			mend = "use " + strings.Join(words, ", ")
 		}
 		rep.err(path, fmt.Sprintf("unknown value %q", fmt.Sprint(k.Got)), mend)
+	case *kind.Pattern:
+		mend := ""
+		if strings.HasSuffix(path, ".pull_policy") {
+			mend = choose(k.Got, "missing", "always", "never")
+		}
+		rep.err(path, fmt.Sprintf("%q is not allowed here", k.Got), mend)
 	case *kind.Minimum:
 		rep.errf(path, "must be at least %s", k.Want.RatString())
 	case *kind.Maximum:

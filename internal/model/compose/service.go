@@ -180,6 +180,7 @@ func (c *converter) tmpfs(path, s string) spec.Mount {
 			n, err := units.RAMInBytes(value)
 			if err != nil {
 				c.rep.errf(path, "%q is not a size such as 64M", value)
+				n = 0
 			}
 			m.Size = spec.Bytes(n)
 		case "mode":
@@ -280,6 +281,7 @@ func (c *converter) logging() {
 			n, err := units.RAMInBytes(v)
 			if err != nil || n <= 0 {
 				c.rep.errf(path, "%q is not a size such as 10m", v)
+				n = 0
 			}
 			c.out.Logging.MaxSize = spec.Bytes(n)
 		case "max-file":

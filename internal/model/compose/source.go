@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -59,6 +60,11 @@ func (s *sources) place(path string) (file string, line int) {
 		return "", 0
 	}
 	return s.files[0].name, 0
+}
+
+// has reports whether a file has exactly this path.
+func (s *sources) has(path string) bool {
+	return slices.ContainsFunc(s.files, func(f *source) bool { return f.lines[path] > 0 })
 }
 
 func parentPath(p string) string {
@@ -160,8 +166,9 @@ var yamlLineRE = regexp.MustCompile(`(?i)\bline (\d+)`)
 func yamlError(err error) (int, string) {
 	msg := strings.Join(strings.Fields(strings.TrimPrefix(err.Error(), "yaml: ")), " ")
 	line := 0
-	if m := yamlLineRE.FindStringSubmatch(msg); m != nil {
-		line, _ = strconv.Atoi(m[1])
+	// The first line is where the enclosing structure began, the last where reading stopped.
+	if m := yamlLineRE.FindAllStringSubmatch(msg, -1); m != nil {
+		line, _ = strconv.Atoi(m[len(m)-1][1])
 	}
 	if i := strings.LastIndex(msg, ": "); i >= 0 && yamlLineRE.MatchString(msg[:i]) {
 		msg = msg[i+2:]

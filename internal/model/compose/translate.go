@@ -32,17 +32,53 @@ func translate(rep *report, err error) {
 	var invalid *template.InvalidTemplateError
 	if errors.As(err, &invalid) {
 		d := rep.src.variable("", path, "invalid interpolation "+quote(invalid.Template), "write ${NAME}, or $$ for a plain $")
-		d.File, d.Line = rep.src.text(invalid.Template, d.File, d.Line)
+		if !rep.src.has(path) {
+			d.File, d.Line = rep.src.text(invalid.Template, d.File, d.Line)
+		}
 		rep.errors = append(rep.errors, d)
 		return
 	}
 	if path != "" {
+		msg = strings.Replace(msg, pathRE.FindString(msg), "", 1)
 		msg = strings.TrimLeft(strings.Replace(msg, path, "", 1), ": '")
 	}
 	if msg == "" {
 		msg = "invalid value"
 	}
-	rep.err(path, msg, "")
+	d := rep.at(path, msg, "")
+	if path == "" {
+		d.File, d.Line = rep.src.subject(msg, d.File)
+		d.Path = rep.src.pathAt(d.File, d.Line)
+	}
+	rep.errors = append(rep.errors, d)
+}
+
+// subject finds the line that a message without a path speaks of, by the value that it quotes or ends with.
+func (s *sources) subject(msg, file string) (string, int) {
+	for _, m := range quotedRE.FindAllStringSubmatch(msg, -1) {
+		if f, line := s.text(m[1], file, 0); line > 0 {
+			return f, line
+		}
+	}
+	if words := strings.Fields(msg); len(words) > 1 {
+		return s.text(strings.Trim(words[len(words)-1], `'".`), file, 0)
+	}
+	return file, 0
+}
+
+var quotedRE = regexp.MustCompile(`"([^"]{2,})"`)
+
+// pathAt gives the outermost path that stands on a line.
+func (s *sources) pathAt(file string, line int) string {
+	best := ""
+	for _, f := range s.files {
+		for p, l := range f.lines {
+			if f.name == file && l == line && line > 0 && (len(p) < len(best) || best == "") {
+				best = p
+			}
+		}
+	}
+	return best
 }
 
 var (
@@ -85,7 +121,7 @@ var rewordings = []struct {
 	{regexp.MustCompile(`^error while interpolating `), ""},
 	{regexp.MustCompile(`failed to cast to expected type: `), ""},
 	{regexp.MustCompile(`error decoding '([^']*)': `), "$1: "},
-	{regexp.MustCompile(`strconv\.Parse(Int|Uint|Float): parsing ("[^"]*"): (invalid syntax|value out of range)`), "$2 is not a valid number"},
+	{regexp.MustCompile(`strconv\.(ParseInt|ParseUint|ParseFloat|Atoi): parsing ("[^"]*"): (invalid syntax|value out of range)`), "$2 is not a valid number"},
 	{regexp.MustCompile(`strconv\.ParseBool: parsing ("[^"]*"): invalid syntax`), "$1 is not true or false"},
 	{regexp.MustCompile(`(time: )?invalid duration "?([^"\s]*)"?`), `"$2" is not a duration such as 10s`},
 	{regexp.MustCompile(`(time: )?(missing|unknown) unit "?[^"]*"? ?in duration "([^"]*)"`), `"$3" is not a duration such as 10s`},
@@ -94,7 +130,12 @@ var rewordings = []struct {
 	{regexp.MustCompile(`(open|stat|read|lstat) (\S+): permission denied`), "file $2 may not be read"},
 	{regexp.MustCompile(`\bfile (\S+) not found$`), "file $1 does not exist"},
 	{regexp.MustCompile(`: (invalid compose project|not found|unsupported attribute|incompatible attribute|disabled)$`), ""},
-	{regexp.MustCompile(`(yaml: |json: |mapstructure: )`), ""},
+	{regexp.MustCompile(`(^|\s)(yaml: |json: |mapstructure: )`), "$1"},
+	{regexp.MustCompile(`cannot parse value as '[^']*': (\S+) overflows u?int`), "$1 is out of range"},
+	{regexp.MustCompile(`invalid boolean: (.*)`), `"$1" is not true or false`},
+	{regexp.MustCompile(`(?i)^invalid (containerPort|hostPort|range format for containerPort|range format for hostPort): (\S+)$`), `"$2" is no port`},
+	{regexp.MustCompile(`^empty compose file$`), "the file is empty; it needs the key services"},
+	{regexp.MustCompile(`attributes are mutually exclusive$`), "exclude each other"},
 	{regexp.MustCompile(`expected type '[^']*', got unconvertible type '([^']*)'[^\n]*`), "the value has the wrong type ($1)"},
 	{regexp.MustCompile(`map\[string\]interface \{\}|map\[string\]any`), "mapping"},
 	{regexp.MustCompile(`\[\]interface \{\}|\[\]any`), "list"},

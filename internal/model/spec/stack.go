@@ -122,9 +122,9 @@ const (
 // Container is the process of a task and its surroundings.
 type Container struct {
 	// Entrypoint replaces the image's when not nil; an empty non-nil list clears it.
-	Entrypoint []string `json:"entrypoint,omitempty"`
+	Entrypoint []string `json:"entrypoint,omitzero"`
 	// Command replaces the image's when not nil.
-	Command  []string          `json:"command,omitempty"`
+	Command  []string          `json:"command,omitzero"`
 	Env      []string          `json:"env,omitempty"` // KEY=VALUE, sorted by key
 	User     string            `json:"user,omitempty"`
 	GroupAdd []string          `json:"groupAdd,omitempty"`

@@ -279,13 +279,13 @@ func (c *checker) policies(at string, v *Service) {
 	c.update(at+"update.", v.Update, FailureRollback, FailurePause, FailureContinue)
 	c.update(at+"rollback.", v.Rollback, FailurePause, FailureContinue)
 	if why, exclusive := v.exclusive(c.stack); exclusive {
-		for _, u := range []struct {
-			path  string
-			order UpdateOrder
-		}{{"update.order", v.Update.Order}, {"rollback.order", v.Rollback.Order}} {
-			if u.order == StartFirst {
-				c.add(at+u.path, "start-first would run the old and the new task at once, which "+why+" forbids", "use stop-first")
-			}
+		// The rollback's order defaults to the update's: one message is enough.
+		path := "update.order"
+		if v.Update.Order != StartFirst {
+			path = "rollback.order"
+		}
+		if v.Update.Order == StartFirst || v.Rollback.Order == StartFirst {
+			c.add(at+path, "start-first would run the old and the new task at once, which "+why+" forbids", "use stop-first")
 		}
 	}
 }
