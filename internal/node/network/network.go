@@ -1,0 +1,346 @@
+// Package network gives tasks their place in the network of a node: an address, a namespace, names, load balancing,
+// published ports and isolation. docs/networking.md draws a packet's way.
+//
+// It owns, on its node and nothing else:
+//
+//	address    label lo:bnXXXX     the node's own address, on the loopback link
+//	links      bnXXXX-TTTTTTTT     the host end of each task's veth pair; XXXX from the node id, T from the task id
+//	routes     protocol 186        one per task; those of the pools carry the node id in their metric
+//	nft table  ip baton-XXXXXXXXXX everything that is filtered or translated
+//	files      StateDir/netns/ID   a task's namespace, pinned by a bind mount
+//	           StateDir/tasks/ID   how the task was attached (JSON)
+//	           StateDir/node       the pools last configured (JSON)
+//
+// Invariants: what runs in the kernel does not need this process: after a kill everything goes on but names, and a new
+// Network over the same StateDir adopts it. A change of the rules is one nftables transaction, so a packet sees the state
+// before or after it. Nothing is removed but by Detach, Sweep, RemoveAll or a newer NetworkState.
+//
+// Concurrency: a Network may be used from several goroutines. One mutex serialises changes; questions about connections and
+// names do not take it. Close ends every goroutine and leaves the kernel's state.
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"baton/internal/model/cluster"
+	"baton/internal/node/agent"
+	"baton/internal/wire/agentapi"
+)
+
+// Config says which node this is.
+type Config struct {
+	NodeID   cluster.ID
+	StateDir string       // absolute; made if missing
+	Logger   *slog.Logger // default slog.Default()
+
+	// NetNS is the path of the network namespace that is the node's; empty for the one of this process.
+	NetNS string
+	// MTU of the tasks' links, in bytes; default that of the link with the default route, else 1500.
+	MTU int
+	// ResolvConf lists the node's name servers; default /etc/resolv.conf.
+	ResolvConf string
+}
+
+// Network implements agent.Network on Linux.
+type Network struct {
+	cfg   Config
+	log   *slog.Logger
+	names layout
+	host  netns.NsHandle
+	links *netlink.Handle
+	dns   *resolver
+
+	mu        sync.Mutex
+	node      agentapi.NodeConfig
+	attached  map[cluster.ID]*attachment
+	state     agentapi.NetworkState
+	applied   bool   // state is from a manager, not the zero value
+	installed *rules // what the kernel has, or nil when that is not known
+	mtu       int
+}
+
+var _ agent.Network = (*Network)(nil)
+
+// New opens the network of a node. It changes nothing in the kernel yet.
+func New(cfg Config) (*Network, error) {
+	if cfg.NodeID.IsZero() || !filepath.IsAbs(cfg.StateDir) {
+		return nil, fmt.Errorf("network: want a node id and an absolute state directory, got %q and %q", cfg.NodeID, cfg.StateDir)
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	if cfg.ResolvConf == "" {
+		cfg.ResolvConf = "/etc/resolv.conf"
+	}
+	for _, dir := range []string{"netns", "tasks"} {
+		if err := os.MkdirAll(filepath.Join(cfg.StateDir, dir), 0o700); err != nil {
+			return nil, fmt.Errorf("network state: %w", err)
+		}
+	}
+	host, err := openNS(cfg.NetNS)
+	if err != nil {
+		return nil, err
+	}
+	links, err := netlink.NewHandleAt(host)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("netlink in the node's namespace: %w", err), host.Close())
+	}
+	n := &Network{
+		cfg: cfg, log: cfg.Logger, names: newLayout(cfg.NodeID), host: host, links: links,
+		attached: make(map[cluster.ID]*attachment),
+	}
+	n.dns = newResolver(cfg.Logger, cfg.ResolvConf, n.dialHost)
+	return n, nil
+}
+
+// Close stops answering names and ends every goroutine. Everything in the kernel stays.
+func (n *Network) Close() error {
+	n.dns.close()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.links.Close()
+	return n.host.Close()
+}
+
+// Configure implements agent.Network. The first address of the subnet is the node's own: no task may have it.
+func (n *Network) Configure(_ context.Context, c agentapi.NodeConfig) error {
+	for _, p := range []netip.Prefix{c.Subnet, c.TaskPool, c.ServicePool} {
+		if !p.IsValid() || !p.Addr().Is4() || p != p.Masked() {
+			return fmt.Errorf("node config: subnet %v, task pool %v, service pool %v: want IPv4 prefixes without host bits", c.Subnet, c.TaskPool, c.ServicePool)
+		}
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	first := !n.node.Subnet.IsValid()
+	if n.node == c {
+		return nil
+	}
+	n.node = c
+	if err := n.setUpHost(); err != nil {
+		n.node = agentapi.NodeConfig{}
+		return err
+	}
+	if err := n.saveNode(); err != nil {
+		return err
+	}
+	if first {
+		return n.adopt()
+	}
+	n.installed = nil // the pools are part of the rules
+	if n.applied {
+		return n.sync()
+	}
+	return nil
+}
+
+// adopt takes over the tasks that an earlier process attached.
+func (n *Network) adopt() error {
+	records, err := n.loadRecords()
+	if err != nil {
+		return err
+	}
+	for _, a := range records {
+		if !nsAlive(n.nsPath(a.Task)) {
+			continue // of before a reboot: Attach makes it anew, Sweep forgets it
+		}
+		n.attached[a.Task] = a
+		if err := n.serveNames(a); err != nil {
+			n.log.Warn("no names for an adopted task until it is attached again", "task", a.Task, "err", err)
+		}
+	}
+	return nil
+}
+
+// Attach implements agent.Network.
+func (n *Network) Attach(_ context.Context, a agent.Attachment) (agent.Sandbox, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.node.Subnet.IsValid() {
+		return agent.Sandbox{}, errors.New("attach: the network is not configured yet")
+	}
+	if !a.Address.Is4() || !n.node.Subnet.Contains(a.Address) || a.Address == n.nodeAddress() {
+		return agent.Sandbox{}, fmt.Errorf("attach %s: address %v is not a task address of this node's subnet %v", a.Task.Short(), a.Address, n.node.Subnet)
+	}
+	for id, o := range n.attached {
+		if id != a.Task && o.Address == a.Address {
+			return agent.Sandbox{}, fmt.Errorf("attach %s: address %v is still of task %s; detach that first", a.Task.Short(), a.Address, id.Short())
+		}
+	}
+	if err := checkSysctls(a.Sysctls); err != nil {
+		return agent.Sandbox{}, err
+	}
+	at := &attachment{Attachment: a}
+	if err := n.saveRecord(at); err != nil {
+		return agent.Sandbox{}, err
+	}
+	if err := n.plug(at); err != nil {
+		return agent.Sandbox{}, fmt.Errorf("attach %s: %w", a.Task.Short(), err)
+	}
+	if err := n.serveNames(at); err != nil {
+		return agent.Sandbox{}, fmt.Errorf("attach %s: %w", a.Task.Short(), err)
+	}
+	n.attached[a.Task] = at
+	if err := n.sync(); err != nil {
+		return agent.Sandbox{}, fmt.Errorf("attach %s: %w", a.Task.Short(), err)
+	}
+	return agent.Sandbox{NetNS: n.nsPath(a.Task), ResolvConf: n.resolvConf(a), Hosts: hostsFile(a, n.nodeAddress())}, nil
+}
+
+// Detach implements agent.Network.
+func (n *Network) Detach(_ context.Context, task cluster.ID) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.detach(task)
+}
+
+func (n *Network) detach(task cluster.ID) error {
+	n.dns.stop(task)
+	a := n.attached[task]
+	if a == nil {
+		a, _ = n.loadRecord(task) // without a record there is no address to clean
+	}
+	delete(n.attached, task)
+	errs := []error{n.unplug(task)}
+	if n.node.Subnet.IsValid() {
+		errs = append(errs, n.sync())
+	}
+	if a != nil {
+		errs = append(errs, n.forgetConnections(a.Address))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("detach %s: %w", task.Short(), err)
+	}
+	return n.removeRecord(task)
+}
+
+// Apply implements agent.Network.
+func (n *Network) Apply(_ context.Context, s agentapi.NetworkState) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.node.Subnet.IsValid() {
+		return errors.New("apply: the network is not configured yet")
+	}
+	n.state, n.applied = s, true
+	if err := n.sync(); err != nil {
+		return fmt.Errorf("apply network state: %w", err)
+	}
+	n.dns.publish(newDirectory(s))
+	return nil
+}
+
+// Connections implements agent.Network. It asks the kernel's connection tracking, so it also counts the connections
+// that a task made to itself through its service address.
+func (n *Network) Connections(_ context.Context, address netip.Addr) (int, error) {
+	t, err := openConntrack(n.host)
+	if err != nil {
+		return 0, err
+	}
+	defer t.close()
+	count := 0
+	err = t.each(flowFilter{replySource: address, protocol: protoTCP}, func(f flow) error {
+		if f.open() {
+			count++
+		}
+		return nil
+	})
+	return count, err
+}
+
+// Sweep implements agent.Network.
+func (n *Network) Sweep(_ context.Context, keep []cluster.ID) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	stale := make(map[cluster.ID]bool)
+	for id := range n.attached {
+		stale[id] = true
+	}
+	for _, dir := range []string{"netns", "tasks"} {
+		entries, err := os.ReadDir(filepath.Join(n.cfg.StateDir, dir))
+		if err != nil {
+			return fmt.Errorf("sweep: %w", err)
+		}
+		for _, e := range entries {
+			if id, err := cluster.ParseID(e.Name()); err == nil {
+				stale[id] = true
+			}
+		}
+	}
+	for _, id := range keep {
+		delete(stale, id)
+	}
+	var errs []error
+	for id := range stale {
+		errs = append(errs, n.detach(id))
+	}
+	errs = append(errs, n.sweepLinks(keep))
+	return errors.Join(errs...)
+}
+
+// sweepLinks removes host ends whose task left no file behind.
+func (n *Network) sweepLinks(keep []cluster.ID) error {
+	wanted := make(map[string]bool, len(keep))
+	for _, id := range keep {
+		wanted[n.names.link(id)] = true
+	}
+	links, err := n.links.LinkList()
+	if err != nil {
+		return fmt.Errorf("sweep links: %w", err)
+	}
+	var errs []error
+	for _, l := range links {
+		if name := l.Attrs().Name; n.names.isTaskLink(name) && !wanted[name] {
+			errs = append(errs, ignoreMissing(n.links.LinkDel(l)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// sync makes the rules follow the state and the attached tasks. Before the first state from a manager it only adds what
+// an attached task needs, and leaves the rules of an earlier process as they are.
+func (n *Network) sync() error {
+	start := time.Now()
+	want := rulesInput{node: n.node, self: n.nodeAddress(), state: n.state, layout: n.names}
+	for _, a := range n.attached {
+		want.local = append(want.local, a)
+	}
+	slices.SortFunc(want.local, func(a, b *attachment) int { return a.Address.Compare(b.Address) })
+	if n.installed == nil && !n.applied {
+		exists, err := n.tableExists()
+		if err != nil {
+			return err
+		}
+		if exists {
+			return n.admit(want)
+		}
+	}
+	gone, err := n.install(want)
+	if err != nil {
+		n.installed = nil // unknown now: the next attempt replaces everything
+		return err
+	}
+	if err := n.forgetDatagrams(gone); err != nil {
+		return err
+	}
+	if d := time.Since(start); d > slowSync {
+		n.log.Info("network rules were slow to change", "took", d, "services", len(n.state.Services))
+	}
+	return nil
+}
+
+// slowSync is the time after which a change of the rules is worth a line in the log.
+const slowSync = time.Second
+
+// nodeAddress is the node's own address: the first of its subnet.
+func (n *Network) nodeAddress() netip.Addr { return n.node.Subnet.Addr().Next() }
