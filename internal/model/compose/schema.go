@@ -109,7 +109,7 @@ func leaves(e *jsonschema.ValidationError) []*jsonschema.ValidationError {
 			l := leaves(c)
 			_, isType := l[0].ErrorKind.(*kind.Type)
 			types = types && isType && len(l[0].InstanceLocation) == len(e.InstanceLocation)
-			if best == nil || len(l[0].InstanceLocation) > len(best[0].InstanceLocation) {
+			if best == nil || depth(l[0]) > depth(best[0]) {
 				best = l
 			}
 		}
@@ -123,6 +123,15 @@ func leaves(e *jsonschema.ValidationError) []*jsonschema.ValidationError {
 		out = append(out, leaves(c)...)
 	}
 	return out
+}
+
+// depth says how far an alternative came; one of another type came nowhere.
+func depth(e *jsonschema.ValidationError) int {
+	d := 2 * len(e.InstanceLocation)
+	if _, ok := e.ErrorKind.(*kind.Type); !ok {
+		d++
+	}
+	return d
 }
 
 // mergeTypes makes one fault of alternatives that each want another type.
