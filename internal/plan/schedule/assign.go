@@ -1,0 +1,340 @@
+package schedule
+
+import (
+	"cmp"
+	"container/heap"
+	"math"
+	"math/bits"
+	"math/rand"
+	"slices"
+
+	"baton/internal/model/cluster"
+	"baton/internal/model/spec"
+)
+
+// Sampling: a choice among this many nodes that fit is as good as one among all, and far cheaper in a big cluster.
+const (
+	sampleMin    = 100
+	samplePerBit = 20 // times log2 of the number of nodes
+)
+
+// The weights of the parts of a score.
+const (
+	weightSpread   = 3.0
+	weightResource = 2.0
+	weightHealth   = 2.0
+	weightLocality = 1.0
+)
+
+// Assign places the tasks of a group in order and charges each placement to the view. There is one Placement per task, in
+// the same order; one with a zero Node says why no node fits. rng breaks ties and picks the sample; it must not be nil.
+func Assign(view *View, group Group, rng *rand.Rand) []Placement {
+	view.sort()
+	a := newAssignment(view, group)
+	if len(view.nodes) > 0 {
+		a.offset = rng.Intn(len(view.nodes))
+	}
+	a.root = a.tree()
+	out := make([]Placement, 0, len(group.Tasks))
+	var refused *Placement // once nothing fits nothing will: each placement only takes
+	for _, t := range group.Tasks {
+		var p Placement
+		switch {
+		case !t.Node.IsZero():
+			p = a.pinned(t)
+		case refused != nil:
+			p = *refused
+			p.Refusals = slices.Clone(refused.Refusals)
+		default:
+			p = a.place()
+			if p.Node.IsZero() {
+				refused = &p
+			}
+		}
+		p.Task = t
+		if !p.Node.IsZero() {
+			a.take(t, p.Node)
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// assignment is the state of one Assign.
+type assignment struct {
+	view    *View
+	group   Group
+	spec    *spec.Service
+	need    need
+	size    int // of the sample
+	offset  int
+	root    *branch
+	charges charge
+}
+
+func newAssignment(view *View, group Group) *assignment {
+	s := &group.Revision.Spec
+	size := max(sampleMin, samplePerBit*bits.Len(uint(len(view.nodes))), len(group.Tasks))
+	return &assignment{
+		view: view, group: group, spec: s, need: newNeed(view, group), size: size,
+		charges: charge{
+			service: group.Service.ID, cpu: s.Resources.Reservations.CPU,
+			memory: s.Resources.Reservations.Memory, ports: hostPorts(s),
+		},
+	}
+}
+
+// branch is one value of a spread preference with the nodes below it. The root has no value; leaves have nodes.
+type branch struct {
+	value    string
+	tasks    int // of the service, on all nodes below
+	children []*branch
+	nodes    []*node
+	scanned  int // how many of nodes were looked at
+	heap     candidates
+	full     bool // nothing below fits any more
+}
+
+// tree divides the nodes by the spread preferences, and counts the service's tasks in each part.
+func (a *assignment) tree() *branch {
+	root := &branch{}
+	if len(a.spec.Placement.Spread) == 0 {
+		root.nodes = a.view.nodes
+		return root
+	}
+	for _, n := range a.view.nodes {
+		at := root
+		// A node that can never take the task is no reason to treat its part of the cluster as empty.
+		count := n.services[a.group.Service.ID]
+		for _, key := range a.spec.Placement.Spread {
+			at.tasks += count
+			at = at.child(n.attribute(key))
+		}
+		at.tasks += count
+		at.nodes = append(at.nodes, n)
+	}
+	return root
+}
+
+func (b *branch) child(value string) *branch {
+	i, ok := slices.BinarySearchFunc(b.children, value, func(c *branch, v string) int { return cmp.Compare(c.value, v) })
+	if !ok {
+		b.children = slices.Insert(b.children, i, &branch{value: value})
+	}
+	return b.children[i]
+}
+
+// place chooses a node for one task, or explains why there is none.
+func (a *assignment) place() Placement {
+	if c := a.descend(a.root); c != nil {
+		return Placement{
+			Node: c.node.ID, NodeName: c.node.Name, Score: c.score, Parts: a.parts(c.node),
+			Nodes: a.root.looked(), Fit: a.root.fit(),
+		}
+	}
+	p := Placement{Nodes: len(a.view.nodes)}
+	var r refusals
+	for _, n := range a.view.nodes {
+		if refusal, ok := a.need.refuse(n); ok {
+			r.add(refusal)
+		}
+	}
+	p.Refusals = r.sorted()
+	return p
+}
+
+// descend takes the part with the fewest tasks first, level by level, and returns the best node there.
+func (a *assignment) descend(b *branch) *candidate {
+	if b.full {
+		return nil
+	}
+	if len(b.children) == 0 {
+		if c := a.best(b); c != nil {
+			b.tasks++
+			return c
+		}
+		b.full = true
+		return nil
+	}
+	order := slices.Clone(b.children)
+	slices.SortStableFunc(order, func(x, y *branch) int { return x.tasks - y.tasks })
+	for _, child := range order {
+		if c := a.descend(child); c != nil {
+			b.tasks++
+			return c
+		}
+	}
+	b.full = true
+	return nil
+}
+
+// best returns the best candidate of a leaf. It stays on the heap; the next call sees what was charged to it.
+func (a *assignment) best(b *branch) *candidate {
+	for {
+		for len(b.heap) > 0 {
+			top := b.heap[0]
+			if top.stale {
+				if _, refused := a.need.refuse(top.node); refused {
+					heap.Pop(&b.heap)
+					continue
+				}
+				a.rate(top)
+				heap.Fix(&b.heap, 0)
+				if b.heap[0] != top {
+					continue
+				}
+			}
+			top.stale = true
+			return top
+		}
+		if !a.sample(b) {
+			return nil
+		}
+	}
+}
+
+// sample looks at more nodes of a leaf until enough of them fit, and reports whether any does.
+func (a *assignment) sample(b *branch) bool {
+	for b.scanned < len(b.nodes) && len(b.heap) < a.size {
+		n := b.nodes[(a.offset+b.scanned)%len(b.nodes)]
+		b.scanned++
+		if _, refused := a.need.refuse(n); refused {
+			continue
+		}
+		c := &candidate{node: n, rank: b.scanned}
+		a.rate(c)
+		heap.Push(&b.heap, c)
+	}
+	return len(b.heap) > 0
+}
+
+func (b *branch) looked() int {
+	sum := b.scanned
+	for _, c := range b.children {
+		sum += c.looked()
+	}
+	return sum
+}
+
+func (b *branch) fit() int {
+	sum := len(b.heap)
+	for _, c := range b.children {
+		sum += c.fit()
+	}
+	return sum
+}
+
+// pinned checks the one node that a task is bound to.
+func (a *assignment) pinned(t *cluster.Task) Placement {
+	p := Placement{Nodes: 1}
+	n, ok := a.view.byID[t.Node]
+	if !ok {
+		p.Refusals = []Refusal{{Cause: CauseState, Count: 1, What: "gone"}}
+		return p
+	}
+	if r, refused := a.need.refuse(n); refused {
+		p.Refusals = []Refusal{r}
+		return p
+	}
+	c := &candidate{node: n}
+	a.rate(c)
+	p.Node, p.NodeName, p.Score, p.Parts, p.Fit = n.ID, n.Name, c.score, a.parts(n), 1
+	return p
+}
+
+// take charges a placement to the view. The first task that uses a volume fixes the volume's place.
+func (a *assignment) take(t *cluster.Task, id cluster.ID) {
+	c := a.charges
+	c.node = id
+	if old, ok := a.view.tasks[t.ID]; ok && !t.ID.IsZero() && !old.ended {
+		a.view.discharge(t.ID, old)
+	}
+	a.view.charge(t.ID, c)
+	for i, vol := range a.need.volumes {
+		if vol.Node.IsZero() {
+			placed := cluster.Copy(vol)
+			placed.Node = id
+			a.need.volumes[i] = placed
+			a.view.volumes[vol.ID] = placed
+		}
+	}
+}
+
+// candidate is a node that fits, with its rank.
+type candidate struct {
+	node     *node
+	deferred bool // the service failed here again and again
+	tasks    int  // of the service on the node; only counts with strategy spread
+	score    float64
+	rank     int  // order of the sample, breaks ties
+	stale    bool // charged since it was rated
+}
+
+func (a *assignment) rate(c *candidate) {
+	c.stale = false
+	c.deferred = c.node.failed(a.group.Service.ID, a.group.Now) >= failuresDefer
+	if a.spec.Placement.Strategy != spec.StrategyPack {
+		c.tasks = c.node.services[a.group.Service.ID]
+	}
+	var sum, weights float64
+	for _, p := range a.parts(c.node) {
+		sum += p.Value * p.Weight
+		weights += p.Weight
+	}
+	c.score = sum / weights
+}
+
+// parts rates a node in each respect.
+func (a *assignment) parts(n *node) []Part {
+	used := (fraction(int64(n.cpu+a.charges.cpu), int64(n.Description.CPU)) +
+		fraction(int64(n.memory+a.charges.memory), int64(n.Description.Memory))) / 2
+	resource := Part{Name: "balance", Value: 1 - used, Weight: weightResource}
+	spread := Part{Name: "spread", Value: 1 / float64(1+n.services[a.group.Service.ID]), Weight: weightSpread}
+	if a.spec.Placement.Strategy == spec.StrategyPack {
+		resource = Part{Name: "pack", Value: used, Weight: weightResource + weightSpread}
+		// Among equally full nodes the one with more tasks is the better one to fill up.
+		spread = Part{Name: "company", Value: 1 - 1/float64(1+n.total), Weight: weightLocality}
+	}
+	health := Part{Name: "health", Value: 1 / float64(1+n.failed(a.group.Service.ID, a.group.Now)), Weight: weightHealth}
+	locality := Part{Name: "image", Weight: weightLocality}
+	if _, ok := n.images[a.spec.Image]; ok {
+		locality.Value = 1
+	}
+	return []Part{spread, resource, health, locality}
+}
+
+func fraction(part, whole int64) float64 {
+	if whole <= 0 {
+		return 0
+	}
+	return math.Min(1, float64(part)/float64(whole))
+}
+
+// candidates is a heap with the best node on top.
+type candidates []*candidate
+
+func (h candidates) Len() int { return len(h) }
+func (h candidates) Less(i, j int) bool {
+	x, y := h[i], h[j]
+	switch {
+	case x.deferred != y.deferred:
+		return y.deferred
+	case x.tasks != y.tasks:
+		return x.tasks < y.tasks
+	case x.score != y.score:
+		return x.score > y.score
+	}
+	return x.rank < y.rank
+}
+func (h candidates) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
+
+// Push implements heap.Interface.
+func (h *candidates) Push(x any) { *h = append(*h, x.(*candidate)) }
+
+// Pop implements heap.Interface.
+func (h *candidates) Pop() any {
+	old := *h
+	last := old[len(old)-1]
+	*h = old[:len(old)-1]
+	return last
+}
