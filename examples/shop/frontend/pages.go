@@ -18,7 +18,8 @@ import (
 var files embed.FS
 
 const (
-	requestTimeout = 6 * time.Second // a little more than the backend gives itself
+	requestTimeout = 6 * time.Second        // a little more than the backend gives itself
+	hitTimeout     = 500 * time.Millisecond // a page is not worth waiting longer for its counter
 	formBytesMax   = 16 << 10
 )
 
@@ -108,7 +109,9 @@ func (p *Pages) page(f pageFunc) http.HandlerFunc {
 			p.fail(w, v, err)
 			return
 		}
-		if v.Hits, err = p.API.Hit(ctx); err != nil {
+		hitCtx, cancel := context.WithTimeout(ctx, hitTimeout)
+		defer cancel()
+		if v.Hits, err = p.API.Hit(hitCtx); err != nil {
 			p.Log.Warn("the hit counter does not answer", "error", err) // the shop goes on without it
 		}
 		v.Title, v.Data = title, data
