@@ -112,8 +112,9 @@ func (v *Service) mounts(volume string) (mounted, writable bool) {
 	return mounted, writable
 }
 
+// oneTask reports whether the service never wants two tasks. One that is scaled to zero counts: it comes back as one.
 func (v *Service) oneTask() bool {
-	return (v.Mode == Replicated || v.Mode == "") && v.Replicas == 1
+	return (v.Mode == Replicated || v.Mode == "") && v.Replicas <= 1
 }
 
 // exclusive reports whether the service's old and new task may not run at the same time, and why.
@@ -128,7 +129,8 @@ func (v *Service) exclusive(s *Stack) (string, bool) {
 		if !mounted || vol.Shared {
 			continue
 		}
-		if vol.SingleWriter || writable && v.oneTask() {
+		// A global service has one task per node, and the volume is the node's.
+		if vol.SingleWriter || writable && (v.oneTask() || v.Mode == Global) {
 			return "volume " + vol.Name, true
 		}
 	}

@@ -51,6 +51,9 @@ func TestSetDefaults(t *testing.T) {
 			s.Services = append(s.Services, Service{Name: "backup", Image: "b", Replicas: 1, Mounts: []Mount{pg}})
 			s.Volumes, s.Services[0].Mounts = []Volume{{Name: "pg"}}, []Mount{pg}
 		}, func(s *Stack) any { return []any{s.Volumes[0].SingleWriter, s.Services[0].Update.Order} }, []any{false, StopFirst}},
+		{"global writer", func(s *Stack) {
+			s.Volumes, s.Services[0].Mounts, s.Services[0].Mode = []Volume{{Name: "pg"}}, []Mount{pg}, Global
+		}, func(s *Stack) any { return []any{s.Volumes[0].SingleWriter, s.Services[0].Update.Order} }, []any{false, StopFirst}},
 		{"shared", func(s *Stack) {
 			s.Volumes, s.Services[0].Mounts = []Volume{{Name: "pg", Shared: true}}, []Mount{pg}
 		}, func(s *Stack) any { return []any{s.Volumes[0].SingleWriter, s.Services[0].Update.Order} }, []any{false, StartFirst}},

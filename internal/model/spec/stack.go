@@ -37,7 +37,7 @@ type Volume struct {
 	External bool              `json:"external,omitempty"`
 	Labels   map[string]string `json:"labels,omitempty"`
 	// SingleWriter volumes are mounted by at most one task at a time. SetDefaults sets it for a volume that only one service
-	// mounts, writable, with one replica, unless Shared says otherwise.
+	// mounts, writable, with one replica at most, unless Shared says otherwise.
 	SingleWriter bool `json:"singleWriter,omitempty"`
 	// Shared volumes may be written by several tasks at once; it is never guessed.
 	Shared bool `json:"shared,omitempty"`
