@@ -11,7 +11,7 @@ import (
 	"baton/internal/wire/agentapi"
 )
 
-// Config is what an agent is made of. All fields but Describe are required.
+// Config is what an agent is made of. All fields but Describe and Notes are required.
 type Config struct {
 	Node      cluster.ID
 	Name      string
@@ -23,7 +23,9 @@ type Config struct {
 	Connector agentapi.Connector
 	// Describe tells what the node is; it is asked at every connect and every observation.
 	Describe func(ctx context.Context) cluster.NodeDescription
-	Log      *slog.Logger
+	// Notes are what other parts of the node want users to see; may be nil.
+	Notes <-chan agentapi.Note
+	Log   *slog.Logger
 }
 
 const (
@@ -129,6 +131,8 @@ func (a *Agent) Run(ctx context.Context) error {
 		case name := <-a.removed:
 			delete(a.volumes, name)
 			a.outbox.volumeRemoved(name)
+		case n := <-a.cfg.Notes:
+			a.outbox.note(n)
 		case <-timer.C:
 		}
 		timer.Reset(a.step(ctx))

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -86,6 +87,10 @@ func stepTask(t TaskView, now time.Time) (Action, bool) {
 	status := t.Local.Status
 	if status.Observed.Terminal() {
 		return Action{Kind: ActClean}, !t.Local.Cleaned
+	}
+	if status.Observed == cluster.ObservedStopping && t.Want.Task.Desired < cluster.DesiredStop && t.Local.Kill == "" {
+		// An earlier agent began to end it; what it knew of the cause is in the status.
+		t.Local.Kill = cmp.Or(status.Reason, "its node was ending it")
 	}
 	if t.Have != nil && t.Have.State == ContainerExited {
 		return mark(t, ended(t, now))

@@ -1,0 +1,130 @@
+// Package control holds the leader's loop: it follows the store, asks the planners and writes what they decide.
+//
+// There is one loop. It wakes when the store changed, when an agent acknowledged a version or when a planner asked for it,
+// looks at what may be affected, and writes one transaction per service or stack, serially: the scheduler is never
+// surprised by its own choices. The deciding part, Engine, is pure; the same Engine previews a deployment (Preview) and
+// is driven by the simulation.
+//
+// Invariants: tasks are created and given their node, address and volumes in one transaction; a refused transaction gives
+// back what it took and is planned again on the newer state; nothing is decided from anything but the store, the
+// acknowledged version and the time.
+//
+// Concurrency: Controller.Run is one goroutine; everything else is values.
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"baton/internal/manager/consensus"
+	"baton/internal/manager/store"
+	"baton/internal/model/cluster"
+)
+
+// Log is what the loop needs of consensus.
+type Log interface {
+	Propose(ctx context.Context, t store.Txn) (store.Version, error)
+	Barrier(ctx context.Context) error
+}
+
+// Acks tells which version every connected node's load balancers follow.
+type Acks interface {
+	Acked() cluster.Version
+	Acks() <-chan struct{}
+}
+
+// Config is what a controller is made of; all fields are required.
+type Config struct {
+	Store  *store.Store
+	Log    Log
+	Acks   Acks
+	Logger *slog.Logger
+	// Seed breaks the scheduler's ties.
+	Seed uint64
+}
+
+// Controller runs the leader's loop.
+type Controller struct{ cfg Config }
+
+// New makes a controller.
+func New(cfg Config) *Controller { return &Controller{cfg: cfg} }
+
+const (
+	idleMax      = 5 * time.Second // look at the clock at least this often
+	refusedPause = 100 * time.Millisecond
+)
+
+// Run works through one term of leadership, until ctx ends.
+func (c *Controller) Run(ctx context.Context) error {
+	for {
+		err := c.follow(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		// What the engine holds in its books may not be what is stored: it starts over from the store.
+		c.cfg.Logger.Warn("planning starts over", "reason", err)
+		if err := c.cfg.Log.Barrier(ctx); err != nil && ctx.Err() == nil {
+			return fmt.Errorf("read the newest state: %w", err)
+		}
+	}
+}
+
+// follow works with one engine until the outcome of a transaction is unknown, or ctx ends.
+func (c *Controller) follow(ctx context.Context) error {
+	engine := NewEngine(nil, c.cfg.Seed)
+	cursor := c.cfg.Store.Changes(0, store.Filter{})
+	defer cursor.Close()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-cursor.Wait():
+		case <-c.cfg.Acks.Acks():
+			engine.MarkDraining()
+		case <-timer.C:
+		}
+		wait := idleMax
+		err := c.work(ctx, engine, cursor)
+		switch at := engine.WakeAt(); {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, consensus.ErrUnknown), errors.Is(err, errMerge):
+			return err
+		case err != nil:
+			c.cfg.Logger.Error("planning", "err", err)
+			wait = refusedPause
+		case !at.IsZero():
+			wait = min(max(time.Until(at), 0), idleMax)
+		}
+		timer.Reset(wait)
+	}
+}
+
+// errMerge means that the store holds something that the engine cannot make sense of.
+var errMerge = errors.New("state not understood")
+
+// work decides and writes until nothing is left to do.
+func (c *Controller) work(ctx context.Context, e *Engine, cursor *store.Cursor) error {
+	for {
+		if err := e.Merge(cursor.Collect()); err != nil {
+			return fmt.Errorf("%w: %w", errMerge, err)
+		}
+		d, ok, err := e.Next(time.Now(), c.cfg.Acks.Acked())
+		if err != nil {
+			return fmt.Errorf("%s: %w", d.About, err)
+		}
+		if !ok {
+			return nil
+		}
+		_, err = c.cfg.Log.Propose(ctx, d.Txn)
+		e.Done(d, err)
+		if err != nil && !errors.Is(err, store.ErrConflict) {
+			return fmt.Errorf("%s: %w", d.About, err)
+		}
+	}
+}

@@ -1,0 +1,388 @@
+package control
+
+import (
+	"fmt"
+	"io"
+	"math/rand"
+	"net/netip"
+	"slices"
+	"time"
+
+	"baton/internal/manager/store"
+	"baton/internal/model/cluster"
+	"baton/internal/plan/ipam"
+	"baton/internal/plan/schedule"
+)
+
+// Engine turns the state of the store into the next transactions. It holds only what can be computed again from the store,
+// has no clock and starts nothing, so that the running manager, the simulation and `plan` all use it as it is.
+//
+//	e := NewEngine(ids, seed)
+//	e.Merge(delta)
+//	for d, ok := e.Next(now, acked); ok; d, ok = e.Next(now, acked) {
+//		… propose d.Txn, then e.Done(d, err), then Merge what the store changed by …
+//	}
+//
+// It belongs to one goroutine.
+type Engine struct {
+	ids  io.Reader
+	rng  *rand.Rand
+	snap store.Snapshot
+	view *schedule.View
+
+	services *ipam.Block                // service addresses
+	nodes    map[cluster.ID]*ipam.Block // task addresses, by node
+	held     map[cluster.ID]holding     // by task
+
+	dirty map[key]bool
+	wakes map[key]time.Time
+}
+
+// holding is the address that a task occupies.
+type holding struct {
+	node    cluster.ID
+	address netip.Addr
+}
+
+// key names one thing that Next can look at: a node, a service, a stack, or the events as a whole.
+type key struct {
+	kind cluster.Kind
+	id   cluster.ID
+}
+
+// Decision is one transaction with what to undo when it is refused.
+type Decision struct {
+	Txn store.Txn
+	// About says what was decided on, for messages.
+	About string
+
+	key     key
+	created []*cluster.Task // charged to the view and holding addresses already
+	wake    time.Time
+	again   bool // there is more to do than fits into one transaction
+}
+
+// errorPause is how long something is left alone after planning it went wrong.
+const errorPause = 5 * time.Second
+
+// NewEngine makes an engine that draws ids from r (nil: the system's randomness) and breaks ties by seed.
+func NewEngine(r io.Reader, seed uint64) *Engine {
+	e := &Engine{ids: r, rng: rand.New(rand.NewSource(int64(seed)))}
+	e.reset()
+	return e
+}
+
+func (e *Engine) reset() {
+	e.view = schedule.NewView()
+	e.services, e.nodes = nil, make(map[cluster.ID]*ipam.Block)
+	e.held = make(map[cluster.ID]holding)
+	e.dirty, e.wakes = make(map[key]bool), make(map[key]time.Time)
+}
+
+func (e *Engine) newID() cluster.ID { return cluster.NewID(e.ids) }
+
+// Merge takes what changed in the store and marks what must be looked at again.
+func (e *Engine) Merge(d store.Delta) error {
+	if d.Full {
+		e.reset()
+	}
+	e.snap = d.Snapshot
+	if err := e.mergePools(d); err != nil {
+		return err
+	}
+	for _, o := range d.Changed {
+		if err := e.changed(o); err != nil {
+			return err
+		}
+	}
+	for _, r := range d.Deleted {
+		e.deleted(r)
+	}
+	return nil
+}
+
+// mergePools makes the address books first: everything else may take addresses from them.
+func (e *Engine) mergePools(d store.Delta) error {
+	if e.services == nil {
+		settings, ok := e.snap.Settings()
+		if !ok {
+			return nil
+		}
+		var err error
+		if e.services, err = ipam.NewBlock(settings.ServicePool); err != nil {
+			return fmt.Errorf("service pool: %w", err)
+		}
+	}
+	for _, o := range d.Changed {
+		n, ok := o.(*cluster.Node)
+		if !ok || !n.Subnet.IsValid() || e.nodes[n.ID] != nil {
+			continue
+		}
+		block, err := ipam.NewBlock(n.Subnet)
+		if err != nil {
+			return fmt.Errorf("subnet of node %s: %w", n.Name, err)
+		}
+		e.nodes[n.ID] = block
+	}
+	return nil
+}
+
+func (e *Engine) changed(o cluster.Object) error {
+	switch o := o.(type) {
+	case *cluster.Node:
+		e.view.PutNode(o)
+		e.mark(cluster.KindNode, o.ID)
+		e.markNodeServices(o.ID)
+	case *cluster.Volume:
+		e.view.PutVolume(o)
+		e.mark(cluster.KindVolume, o.ID)
+	case *cluster.Task:
+		return e.taskChanged(o)
+	case *cluster.Service:
+		if o.Address.IsValid() {
+			// An address that is taken already is this service's own from an earlier merge.
+			_ = e.services.Take(o.Address)
+		}
+		e.mark(cluster.KindService, o.ID)
+		e.mark(cluster.KindStack, o.Stack)
+		e.markStackServices(o.Stack) // their depends_on conditions look at it
+	case *cluster.Release:
+		e.mark(cluster.KindStack, o.Stack)
+	case *cluster.Stack:
+		e.mark(cluster.KindStack, o.ID)
+	case *cluster.Event:
+		e.mark(cluster.KindEvent, cluster.ID{})
+	}
+	return nil
+}
+
+func (e *Engine) taskChanged(t *cluster.Task) error {
+	e.mark(cluster.KindService, t.Service)
+	rev, ok := store.Get[*cluster.Revision](e.snap, t.Revision)
+	if !ok {
+		return fmt.Errorf("task %s: its revision %s is not stored", t.ID.Short(), t.Revision.Short())
+	}
+	e.view.PutTask(t, &rev.Spec)
+	if t.Observed.Terminal() {
+		if _, held := e.held[t.ID]; held {
+			e.release(t.ID)
+			e.markPending() // what it held may be what another task waits for
+		}
+		return nil
+	}
+	e.hold(t)
+	return nil
+}
+
+func (e *Engine) deleted(r store.Ref) {
+	switch r.Kind {
+	case cluster.KindNode:
+		e.view.RemoveNode(r.ID)
+		delete(e.nodes, r.ID)
+		e.markNodeServices(r.ID)
+	case cluster.KindVolume:
+		e.view.RemoveVolume(r.ID)
+	case cluster.KindTask:
+		e.view.RemoveTask(r.ID)
+		e.release(r.ID)
+		if t, ok := r.Last.(*cluster.Task); ok {
+			e.mark(cluster.KindService, t.Service)
+		}
+		e.markPending()
+	case cluster.KindService:
+		if s, ok := r.Last.(*cluster.Service); ok {
+			e.services.Release(s.Address)
+			e.mark(cluster.KindStack, s.Stack)
+			e.markStackServices(s.Stack)
+		}
+		delete(e.dirty, key{cluster.KindService, r.ID})
+		delete(e.wakes, key{cluster.KindService, r.ID})
+	}
+}
+
+func (e *Engine) mark(k cluster.Kind, id cluster.ID) { e.dirty[key{k, id}] = true }
+
+func (e *Engine) markStackServices(stack cluster.ID) {
+	for s := range e.snap.ServicesByStack(stack) {
+		e.mark(cluster.KindService, s.ID)
+	}
+}
+
+// markNodeServices marks the services with tasks on a node, the global ones and those with tasks that wait for a node.
+func (e *Engine) markNodeServices(node cluster.ID) {
+	for t := range e.snap.TasksByNode(node) {
+		e.mark(cluster.KindService, t.Service)
+	}
+	for s := range store.All[*cluster.Service](e.snap) {
+		if s.Removing {
+			continue
+		}
+		e.mark(cluster.KindService, s.ID)
+	}
+}
+
+// markPending marks the services with tasks that wait for a node.
+func (e *Engine) markPending() {
+	for t := range e.snap.TasksByNode(cluster.ID{}) {
+		if !t.Observed.Terminal() {
+			e.mark(cluster.KindService, t.Service)
+		}
+	}
+}
+
+// MarkDraining marks the services with tasks that wait for acknowledgements: the acknowledged version has grown.
+func (e *Engine) MarkDraining() {
+	for k := range e.wakes {
+		if k.kind != cluster.KindService {
+			continue
+		}
+		for t := range e.snap.TasksByService(k.id) {
+			if t.Desired == cluster.DesiredDrain {
+				e.dirty[k] = true
+				break
+			}
+		}
+	}
+}
+
+// hold notes that a task occupies its address.
+func (e *Engine) hold(t *cluster.Task) {
+	block := e.nodes[t.Node]
+	if _, held := e.held[t.ID]; held || block == nil || !t.Address.IsValid() {
+		return
+	}
+	// It fails only for an address outside the subnet, which a node keeps until its tasks are gone.
+	if block.Take(t.Address) == nil {
+		e.held[t.ID] = holding{node: t.Node, address: t.Address}
+	}
+}
+
+func (e *Engine) release(task cluster.ID) {
+	h, ok := e.held[task]
+	if !ok {
+		return
+	}
+	delete(e.held, task)
+	if block := e.nodes[h.node]; block != nil {
+		block.Release(h.address)
+	}
+}
+
+// WakeAt is when time alone makes something due next; zero: never.
+func (e *Engine) WakeAt() time.Time {
+	var first time.Time
+	for _, at := range e.wakes {
+		if first.IsZero() || at.Before(first) {
+			first = at
+		}
+	}
+	return first
+}
+
+// Next returns the next transaction to propose, or false when there is nothing to do until the store changes or WakeAt
+// comes. Things are looked at in a fixed order, so that equal states give equal decisions.
+func (e *Engine) Next(now time.Time, acked cluster.Version) (Decision, bool, error) {
+	for k, at := range e.wakes {
+		if !at.After(now) {
+			e.dirty[k] = true
+		}
+	}
+	for len(e.dirty) > 0 {
+		k := e.first()
+		delete(e.dirty, k)
+		delete(e.wakes, k)
+		d, err := e.decide(k, now, acked)
+		d.key = k
+		if err != nil {
+			e.Done(d, err)
+			delete(e.dirty, k)
+			e.wakes[k] = now.Add(errorPause)
+			return d, false, err
+		}
+		if !d.wake.IsZero() {
+			e.wakes[k] = d.wake
+		}
+		if d.again {
+			e.dirty[k] = true
+		}
+		if !d.Txn.Empty() {
+			return d, true, nil
+		}
+	}
+	return Decision{}, false, nil
+}
+
+// first picks nodes before services, services before stacks, and by id within a kind.
+func (e *Engine) first() key {
+	var best key
+	for k := range e.dirty {
+		if best == (key{}) || order(k.kind) < order(best.kind) ||
+			(k.kind == best.kind && slices.Compare(k.id[:], best.id[:]) < 0) {
+			best = k
+		}
+	}
+	return best
+}
+
+func order(k cluster.Kind) int {
+	return slices.Index([]cluster.Kind{cluster.KindNode, cluster.KindVolume, cluster.KindService, cluster.KindStack, cluster.KindEvent}, k)
+}
+
+func (e *Engine) decide(k key, now time.Time, acked cluster.Version) (Decision, error) {
+	switch k.kind {
+	case cluster.KindNode:
+		return e.decideNode(k.id)
+	case cluster.KindVolume:
+		return e.decideVolume(k.id)
+	case cluster.KindService:
+		return e.decideService(k.id, now, acked)
+	case cluster.KindStack:
+		return e.decideStack(k.id, now)
+	}
+	return e.decideEvents()
+}
+
+// Done ends a decision. When it was refused, what it took is given back and its subject is looked at again.
+func (e *Engine) Done(d Decision, err error) {
+	if err == nil {
+		return
+	}
+	for _, t := range d.created {
+		e.view.RemoveTask(t.ID)
+		e.release(t.ID)
+	}
+	e.dirty[d.key] = true
+}
+
+// decideNode gives a new node its subnet.
+func (e *Engine) decideNode(id cluster.ID) (Decision, error) {
+	d := Decision{About: "node " + id.Short()}
+	node, ok := store.Get[*cluster.Node](e.snap, id)
+	settings, found := e.snap.Settings()
+	if !ok || !found || node.Subnet.IsValid() {
+		return d, nil
+	}
+	var used []netip.Prefix
+	for n := range store.All[*cluster.Node](e.snap) {
+		if n.Subnet.IsValid() {
+			used = append(used, n.Subnet)
+		}
+	}
+	subnet, err := ipam.NodeSubnet(settings.TaskPool, settings.NodeBits, used)
+	if err != nil {
+		return d, fmt.Errorf("subnet for node %s: %w", node.Name, err)
+	}
+	n := cluster.Copy(node)
+	n.Subnet = subnet
+	d.Txn.Put(n)
+	return d, nil
+}
+
+// decideVolume forgets a volume that is to be removed and never was on a node.
+func (e *Engine) decideVolume(id cluster.ID) (Decision, error) {
+	d := Decision{About: "volume " + id.Short()}
+	if v, ok := store.Get[*cluster.Volume](e.snap, id); ok && v.Removing && v.Node.IsZero() {
+		d.Txn.Delete(v)
+	}
+	return d, nil
+}

@@ -1,0 +1,19 @@
+package manager
+
+import (
+	"context"
+	"time"
+
+	"baton/client/api"
+	"baton/internal/manager/control"
+	"baton/internal/manager/store"
+	"baton/internal/model/cluster"
+)
+
+// planner answers `plan` with the leader's own engine.
+type planner struct{ seed uint64 }
+
+// Preview implements server.Planner.
+func (p planner) Preview(_ context.Context, fork *store.Store, stack cluster.ID) ([]api.Action, error) {
+	return control.Preview(fork, stack, time.Now(), p.seed)
+}

@@ -1,0 +1,182 @@
+// Package node composes the node wing: runtime, images, network, volumes, files and the agent.
+//
+// It owns the order in which they start and stop, and answers users who look at the node's tasks (agentapi.NodeServices).
+// Stopping it leaves containers, addresses and balancing as they are, for the next start to adopt.
+//
+// Concurrency: Run owns the goroutines and returns after all of them ended.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"log/slog"
+	"path/filepath"
+	goruntime "runtime"
+	"strings"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"golang.org/x/sys/unix"
+
+	"baton/build/bundle"
+	"baton/internal/model/cluster"
+	"baton/internal/model/spec"
+	"baton/internal/node/agent"
+	"baton/internal/node/files"
+	"baton/internal/node/image"
+	"baton/internal/node/network"
+	"baton/internal/node/runtime"
+	"baton/internal/node/volume"
+	"baton/internal/wire/agentapi"
+)
+
+// Config is what a node is made of; all fields are required.
+type Config struct {
+	Dir     string // data directory of the whole process
+	ID      cluster.ID
+	Name    string
+	Version string
+	Logger  *slog.Logger
+}
+
+// Node is a running node wing.
+type Node struct {
+	cfg     Config
+	images  *image.Store
+	runtime *runtime.Runtime
+	network *network.Network
+	volumes *volume.Volumes
+	files   *files.Dir
+	notes   chan agentapi.Note
+}
+
+// notesMax is how many notes of the runtime wait for the agent; more are dropped.
+const notesMax = 256
+
+// Open unpacks the runtime, starts or adopts containerd and takes over the network.
+func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
+	n := &Node{cfg: cfg, notes: make(chan agentapi.Note, notesMax)}
+	paths, err := bundle.Unpack(filepath.Join(cfg.Dir, "bin"))
+	if err != nil {
+		return nil, fmt.Errorf("unpack the container runtime: %w", err)
+	}
+	n.runtime, err = runtime.New(ctx, runtime.Config{
+		DataDir: cfg.Dir, Containerd: paths.Containerd, Shim: paths.Shim, Runc: paths.Runc,
+		Images: func(c *containerd.Client) runtime.Images {
+			n.images = image.New(c, image.Config{Log: cfg.Logger})
+			return n.images
+		},
+		Log: cfg.Logger, Note: n.note,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("start the container runtime: %w", err)
+	}
+	n.network, err = network.New(NetworkConfig(cfg))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("take over the network: %w", err), n.runtime.Close(ctx, true))
+	}
+	n.volumes, err = volume.New(filepath.Join(cfg.Dir, "volumes"))
+	if err != nil {
+		return nil, errors.Join(err, n.Close(ctx))
+	}
+	n.files = files.New(filepath.Join(cfg.Dir, "files"))
+	return n, nil
+}
+
+// NetworkConfig says which network is this node's.
+func NetworkConfig(cfg Config) network.Config {
+	return network.Config{NodeID: cfg.ID, StateDir: filepath.Join(cfg.Dir, "network"), Logger: cfg.Logger}
+}
+
+// Close ends the node's own work; what runs goes on.
+func (n *Node) Close(ctx context.Context) error {
+	return errors.Join(n.network.Close(), n.runtime.Close(ctx, true))
+}
+
+// note passes what the runtime noticed on to the agent. It never blocks the runtime.
+func (n *Node) note(note agentapi.Note) {
+	select {
+	case n.notes <- note:
+	default:
+		n.cfg.Logger.Warn("note dropped", "type", note.Type, "message", note.Message)
+	}
+}
+
+// Run runs what the managers behind connector assign, until ctx ends.
+func (n *Node) Run(ctx context.Context, connector agentapi.Connector) error {
+	a := agent.New(agent.Config{
+		Node: n.cfg.ID, Name: n.cfg.Name, Executor: n.runtime, Network: n.network, Volumes: n.volumes, Files: n.files,
+		Logs: logs{n.runtime}, Connector: connector, Describe: n.describe, Notes: n.notes, Log: n.cfg.Logger.With("part", "agent"),
+	})
+	return a.Run(ctx)
+}
+
+// logs names what the agent calls Remove.
+type logs struct{ *runtime.Runtime }
+
+// Remove implements agent.Logs.
+func (l logs) Remove(id cluster.ID) error { return l.RemoveLogs(id) }
+
+// imagesMax bounds the images that a node tells the scheduler of.
+const imagesMax = 500
+
+func (n *Node) describe(ctx context.Context) cluster.NodeDescription {
+	d := cluster.NodeDescription{OS: goruntime.GOOS, Arch: goruntime.GOARCH, CPU: spec.MilliCPU(goruntime.NumCPU() * 1000), Version: n.cfg.Version}
+	var uts unix.Utsname
+	if unix.Uname(&uts) == nil {
+		d.Hostname, d.Kernel = unix.ByteSliceToString(uts.Nodename[:]), unix.ByteSliceToString(uts.Release[:])
+	}
+	var info unix.Sysinfo_t
+	if unix.Sysinfo(&info) == nil {
+		d.Memory = spec.Bytes(uint64(info.Totalram) * uint64(info.Unit))
+	}
+	if list, err := n.images.List(ctx); err == nil {
+		for _, im := range list[:min(len(list), imagesMax)] {
+			d.Images = append(d.Images, im.Ref)
+		}
+	}
+	return d
+}
+
+var _ agentapi.NodeServices = (*Node)(nil)
+
+// Logs implements agentapi.NodeServices.
+func (n *Node) Logs(ctx context.Context, task cluster.ID, o agentapi.LogOptions) iter.Seq2[agentapi.LogLine, error] {
+	return n.runtime.ReadLogs(ctx, task, o)
+}
+
+// Exec implements agentapi.NodeServices.
+func (n *Node) Exec(ctx context.Context, task cluster.ID, e agentapi.Execution) (int, error) {
+	return n.runtime.ExecStream(ctx, task, e)
+}
+
+// Stats implements agentapi.NodeServices.
+func (n *Node) Stats(ctx context.Context, task cluster.ID) (agentapi.Stats, error) {
+	return n.runtime.Stats(ctx, task)
+}
+
+// Images implements agentapi.NodeServices.
+func (n *Node) Images(ctx context.Context) ([]agentapi.Image, error) {
+	list, err := n.images.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]agentapi.Image, 0, len(list))
+	for _, im := range list {
+		out = append(out, agentapi.Image{Ref: im.Ref, Digest: im.Digest, Size: im.Size, Created: im.Created})
+	}
+	return out, nil
+}
+
+// LoadImage implements agentapi.NodeServices.
+func (n *Node) LoadImage(ctx context.Context, archive io.Reader) ([]string, error) {
+	return n.images.Load(ctx, archive)
+}
+
+// RemoveImage implements agentapi.NodeServices.
+func (n *Node) RemoveImage(ctx context.Context, ref string) error { return n.images.Remove(ctx, ref) }
+
+// RemoveFiles takes away the tmpfs of a node that does not run.
+func RemoveFiles(cfg Config) error { return files.New(filepath.Join(cfg.Dir, "files")).Unmount() }
