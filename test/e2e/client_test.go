@@ -1,0 +1,205 @@
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// clientEnv makes this test binary a client that runs in somebody else's network namespace: its value is the request.
+const clientEnv = "BATON_E2E_CLIENT"
+
+// request is what a client does: GETs of URL by Workers at once, with Pause between two of each, Count in all or until its
+// standard input closes.
+type request struct {
+	URL       string
+	Workers   int
+	Count     int
+	Pause     time.Duration
+	KeepAlive bool
+	DNS       bool // ask 127.0.0.11, as a container does
+}
+
+// tally is what a client counted.
+type tally struct {
+	Requests int
+	Failures int
+	Errors   []string       // the first few
+	Bodies   map[string]int // first line of the answer → how often
+}
+
+const errorsMax = 10
+
+// clientMain is the client process.
+func clientMain(spec string) int {
+	var r request
+	if err := json.Unmarshal([]byte(spec), &r); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 2
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	if r.Count == 0 {
+		go func() {
+			_, _ = io.Copy(io.Discard, os.Stdin)
+			cancel()
+		}()
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(r.run(ctx)); err != nil {
+		return 1
+	}
+	return 0
+}
+
+func (r request) run(ctx context.Context) tally {
+	total := tally{Bodies: make(map[string]int)}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	left := r.Count
+	take := func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		left--
+		return r.Count == 0 || left >= 0
+	}
+	client := r.client()
+	for range max(r.Workers, 1) {
+		wg.Go(func() {
+			for ctx.Err() == nil && take() {
+				body, err := get(client, r.URL)
+				mu.Lock()
+				total.Requests++
+				if err != nil {
+					total.Failures++
+					if len(total.Errors) < errorsMax {
+						total.Errors = append(total.Errors, time.Now().Format("15:04:05.000 ")+err.Error())
+					}
+				} else {
+					total.Bodies[body]++
+				}
+				mu.Unlock()
+				select {
+				case <-time.After(r.Pause):
+				case <-ctx.Done():
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return total
+}
+
+func (r request) client() *http.Client {
+	dialer := &net.Dialer{Timeout: 5 * time.Second}
+	if r.DNS {
+		dialer.Resolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, "127.0.0.11:53")
+		}}
+	}
+	return &http.Client{Timeout: 15 * time.Second, Transport: &http.Transport{DialContext: dialer.DialContext, DisableKeepAlives: !r.KeepAlive, MaxIdleConnsPerHost: 64}}
+}
+
+func get(c *http.Client, url string) (string, error) {
+	resp, err := c.Get(url)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return "", err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("status %d: %s", resp.StatusCode, body)
+	}
+	first, _, _ := strings.Cut(string(body), "\n")
+	return first, nil
+}
+
+// load is a client at work.
+type load struct {
+	t     *testing.T
+	cmd   *exec.Cmd
+	stdin io.Closer
+	out   *bufio.Reader
+}
+
+// startLoad starts a client in the namespace at path.
+func startLoad(t *testing.T, path string, r request) *load {
+	t.Helper()
+	spec, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), clientEnv+"="+string(spec))
+	cmd.Stderr = os.Stderr
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := startIn(path, cmd); err != nil {
+		t.Fatal("start client: ", err)
+	}
+	l := &load{t: t, cmd: cmd, stdin: stdin, out: bufio.NewReader(stdout)}
+	t.Cleanup(func() {
+		if cmd.ProcessState == nil {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+	})
+	return l
+}
+
+// end stops the client and returns what it counted.
+func (l *load) end() tally {
+	l.t.Helper()
+	if err := l.stdin.Close(); err != nil {
+		l.t.Fatal(err)
+	}
+	return l.wait()
+}
+
+// wait lets a client with a Count finish.
+func (l *load) wait() tally {
+	l.t.Helper()
+	var out tally
+	if err := json.NewDecoder(l.out).Decode(&out); err != nil {
+		l.t.Fatal("client: ", err)
+	}
+	if err := l.cmd.Wait(); err != nil {
+		l.t.Fatal("client: ", err)
+	}
+	return out
+}
+
+// ask makes one request from a namespace.
+func (m *machine) ask(ns, url string) (string, error) {
+	m.t.Helper()
+	r := startLoad(m.t, ns, request{URL: url, Workers: 1, Count: 1, DNS: ns != m.outside && ns != m.ns}).wait()
+	if r.Failures > 0 {
+		return "", fmt.Errorf("%s", r.Errors[0])
+	}
+	for body := range r.Bodies {
+		return body, nil
+	}
+	return "", fmt.Errorf("no answer")
+}

@@ -1,0 +1,91 @@
+// Package e2e runs the built binary on real containers, as a user would.
+//
+// Every test gets a machine: a network namespace of its own with a baton server in it, a data directory, and a second
+// namespace that plays the outside world. `make test` builds bin/baton and the images before it runs these tests.
+package e2e
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// leftoversDir remembers the machines of a run, so that the next one can clean up after a killed one.
+const leftoversDir = "/run/baton-e2e"
+
+// binary is bin/baton; images is where its images lie.
+var binary, images string
+
+func TestMain(m *testing.M) {
+	if mode := os.Getenv(clientEnv); mode != "" {
+		os.Exit(clientMain(mode))
+	}
+	flag.Parse()
+	if err := prepare(); err != nil {
+		log.Fatal("e2e: ", err)
+	}
+	os.Exit(m.Run())
+}
+
+func prepare() error {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("these tests make network namespaces and containers: run them as root")
+	}
+	top, err := filepath.Abs("../..")
+	if err != nil {
+		return err
+	}
+	binary, images = filepath.Join(top, "bin", "baton"), filepath.Join(top, "build", "out", "images")
+	for _, path := range []string{binary, images} {
+		if _, err := os.Stat(path); err != nil {
+			return fmt.Errorf("%s is missing: run `make build images` first", path)
+		}
+	}
+	if err := os.MkdirAll(leftoversDir, 0o700); err != nil {
+		return err
+	}
+	old, err := filepath.Glob(filepath.Join(leftoversDir, "*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range old {
+		sweep(dir)
+	}
+	return nil
+}
+
+// sweep removes what a killed run left of one machine: its server, by the pid that it wrote, and everything under its
+// data directory.
+func sweep(dir string) {
+	if pid, err := os.ReadFile(filepath.Join(dir, "pid")); err == nil {
+		if n, err := strconv.Atoi(strings.TrimSpace(string(pid))); err == nil && isBaton(n) {
+			_ = syscall.Kill(n, syscall.SIGKILL)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	data := filepath.Join(dir, "data")
+	if _, err := os.Stat(filepath.Join(data, "node.json")); err == nil {
+		out, err := exec.CommandContext(ctx, binary, "reset", "--data-dir", data, "--yes").CombinedOutput()
+		if err != nil {
+			log.Printf("e2e: leftovers in %s: %v: %s", data, err, out)
+		}
+	}
+	removeNamespaces(dir)
+	_ = os.RemoveAll(dir)
+}
+
+// isBaton guards against a pid that somebody else has by now.
+func isBaton(pid int) bool {
+	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	return err == nil && strings.TrimSuffix(exe, " (deleted)") == binary
+}
