@@ -205,13 +205,16 @@ func (l *loading) project(ctx context.Context) (*types.Project, error) {
 	l.unset = map[string]bool{}
 	for _, f := range rep.src.files {
 		checkNames(rep, f.tree)
+		checkEmpty(rep, f.tree)
 	}
 	project, interpolate, err := l.compose(ctx)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
 	if err != nil {
-		if found := checkSchema(rep, interpolate); !found || !strings.Contains(err.Error(), "validating ") {
+		// What the schema check found says it better, and with a line.
+		found := checkSchema(rep, interpolate)
+		if !found || !errors.Is(err, errShape) && !strings.Contains(err.Error(), "validating ") {
 			translate(rep, err)
 		}
 		return nil, rep.failed()
@@ -222,11 +225,14 @@ func (l *loading) project(ctx context.Context) (*types.Project, error) {
 	return project, nil
 }
 
+// errShape stands for a panic of compose-go.
+var errShape = errors.New("a value in the file has the wrong type; compare it with the Compose Specification")
+
 // compose calls compose-go. Its type assertions panic on some malformed files; that is the file's fault, not ours.
 func (l *loading) compose(ctx context.Context) (project *types.Project, ip interpolation.Options, err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			project, err = nil, errors.New("a value in the file has the wrong type; compare it with the Compose Specification")
+			project, err = nil, errShape
 		}
 	}()
 	rep := l.rep

@@ -97,6 +97,22 @@ func checkNames(rep *report, tree map[string]any) {
 	}
 }
 
+// checkEmpty reports empty entries of lists about which compose-go does not say where they stand.
+func checkEmpty(rep *report, tree map[string]any) {
+	services, _ := tree["services"].(map[string]any)
+	for name, v := range services {
+		m, _ := v.(map[string]any)
+		for _, key := range []string{"ports", "volumes"} {
+			list, _ := m[key].([]any)
+			for i, e := range list {
+				if e == "" {
+					rep.err(fmt.Sprintf("services.%s.%s[%d]", name, key, i), "is empty", "remove the entry")
+				}
+			}
+		}
+	}
+}
+
 func checkName(rep *report, level, path, key string) {
 	e := findExtension(key)
 	if e == nil {

@@ -234,7 +234,7 @@ func (w *walker) mapping(n *yaml.Node, m map[string]any, path string, depth int,
 	var merges []*yaml.Node
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		k, v := n.Content[i], n.Content[i+1]
-		if k.Kind == yaml.ScalarNode && k.Value == "<<" && k.Style == 0 {
+		if k.Kind == yaml.ScalarNode && k.Value == "<<" && (k.Style == 0 || k.Tag == "!!merge") {
 			merges = append(merges, v)
 			continue
 		}
@@ -272,6 +272,9 @@ func (w *walker) mapping(n *yaml.Node, m map[string]any, path string, depth int,
 				from = from.Alias
 			}
 			w.nodes++
+			if from.Kind != yaml.MappingNode {
+				w.fail(from.Line, "only mappings can be merged with <<", "")
+			}
 			// A mapping that merges itself twice would otherwise be walked 2^depth times.
 			if from.Kind == yaml.MappingNode && depth < maxDepth && w.nodes <= maxNodes && !w.stopped {
 				w.mapping(from, m, path, depth+1, false)

@@ -18,6 +18,9 @@ func translate(rep *report, err error) {
 		return
 	}
 	msg := scrub(rep.src, err.Error())
+	if len(rep.errors) > 0 && emptyRE.MatchString(msg) {
+		return // checkEmpty named it
+	}
 	path := pathIn(msg)
 
 	var missing *template.MissingRequiredError
@@ -82,7 +85,9 @@ func (s *sources) pathAt(file string, line int) string {
 }
 
 var (
-	pathRE = regexp.MustCompile(`\b(services|networks|volumes|configs|secrets)[.\[][A-Za-z0-9_\-]+\]?([.\[][A-Za-z0-9_\-]+\]?)*`)
+	emptyRE = regexp.MustCompile(`^(invalid empty volume spec|no port specified: <empty>)`)
+	topRE   = regexp.MustCompile(`^(services|networks|volumes|configs|secrets|include) must be `)
+	pathRE  = regexp.MustCompile(`\b(services|networks|volumes|configs|secrets)[.\[][A-Za-z0-9_\-]+\]?([.\[][A-Za-z0-9_\-]+\]?)*`)
 	// nameREs find the subject of messages that name a part in words.
 	nameREs = map[string]*regexp.Regexp{
 		"services": regexp.MustCompile(`(?i)\bservice "([^"]+)"`),
@@ -102,6 +107,9 @@ func pathIn(msg string) string {
 			p = kind + "." + name + tail
 		}
 		return strings.TrimSuffix(strings.ReplaceAll(p, ".[]", ""), ".")
+	}
+	if m := topRE.FindStringSubmatch(msg); m != nil {
+		return m[1]
 	}
 	for _, kind := range partOrder {
 		if m := nameREs[kind].FindStringSubmatch(msg); m != nil {

@@ -22,14 +22,9 @@ func web(change ...func(*Stack)) *Stack {
 	return s
 }
 
-func TestSetDefaults(t *testing.T) {
-	pg := Mount{Kind: MountVolume, Source: "pg", Target: "/data"}
-	for _, tc := range []struct {
-		name   string
-		change func(*Stack)
-		get    func(*Stack) any
-		want   any
-	}{
+// defaultCases are stacks and what SetDefaults makes of them.
+func defaultCases(pg Mount) []defaultCase {
+	return []defaultCase{
 		{"joins default", nil, func(s *Stack) any { return s.Services[0].Networks }, []Attachment{{Network: "default"}}},
 		{"declares default", nil, func(s *Stack) any { return s.Networks }, []Network{{Name: "default", Ref: "shop_default"}}},
 		{"host mode joins none", func(s *Stack) { s.Services[0].NetworkMode = "host" }, func(s *Stack) any { return len(s.Networks) }, 0},
@@ -76,7 +71,18 @@ func TestSetDefaults(t *testing.T) {
 		{"long delay", func(s *Stack) {
 			s.Services[0].Restart.Delay = time.Hour
 		}, func(s *Stack) any { return s.Services[0].Restart.DelayMax }, time.Hour},
-	} {
+	}
+}
+
+type defaultCase struct {
+	name   string
+	change func(*Stack)
+	get    func(*Stack) any
+	want   any
+}
+
+func TestSetDefaults(t *testing.T) {
+	for _, tc := range defaultCases(Mount{Kind: MountVolume, Source: "pg", Target: "/data"}) {
 		t.Run(tc.name, func(t *testing.T) {
 			s := web(func(s *Stack) {
 				if tc.change != nil {
