@@ -36,10 +36,10 @@ type balancer struct {
 // update moves the frontends to want and writes what the kernel needs into e. It reports whether a frontend lost a
 // target or a port was newly published, so that datagram flows may now point to the wrong place.
 func (b *balancer) update(want map[frontend][]target, e *edit) (moved bool) {
-	for f := range b.fronts {
+	for f, have := range b.fronts {
 		if _, ok := want[f]; !ok {
 			b.set(f, nil, e)
-			if f.published() {
+			if f.published() && len(have) == 0 {
 				e.remove(setClosed, f.key())
 			}
 			delete(b.fronts, f)

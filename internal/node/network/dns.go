@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -52,6 +53,7 @@ type nameServer struct {
 	who     asker
 	forward []string // servers to ask instead of the node's
 	noWay   bool     // the task has no way out: nothing is forwarded
+	ns      string   // identity of the namespace that the sockets are in
 	r       *resolver
 	udp     *dns.Server
 	tcp     *dns.Server
@@ -72,18 +74,31 @@ func (r *resolver) publish(d *directory) {
 	r.readyOnce.Do(func() { close(r.ready) })
 }
 
-// serveNames opens the task's sockets, or replaces what they answer by when the attachment changed.
+// serves reports whether the task has a name service that answers as want would.
+func (r *resolver) serves(task cluster.ID, want *nameServer) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	have := r.servers[task]
+	return have != nil && have.ns == want.ns && have.noWay == want.noWay && slices.Equal(have.forward, want.forward) &&
+		have.who.address == want.who.address && have.who.hostname == want.who.hostname && have.who.stack == want.who.stack &&
+		slices.Equal(have.who.networks, want.who.networks)
+}
+
+// serveNames opens the task's sockets, anew when the attachment changed.
 func (n *Network) serveNames(a *attachment) error {
 	ns, err := openNS(n.nsPath(a.Task))
 	if err != nil {
 		return err
 	}
 	defer func() { _ = ns.Close() }()
-	n.dns.stop(a.Task)
 	s := &nameServer{
 		who:     asker{address: a.Address, hostname: strings.ToLower(a.Hostname), stack: a.Stack, networks: a.Networks},
-		forward: a.DNS, noWay: a.Internal, r: n.dns,
+		forward: a.DNS, noWay: a.Internal, ns: ns.UniqueId(), r: n.dns,
 	}
+	if n.dns.serves(a.Task, s) {
+		return nil
+	}
+	n.dns.stop(a.Task)
 	var packets net.PacketConn
 	var listener net.Listener
 	err = within(ns, func() (err error) {

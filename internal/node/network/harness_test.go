@@ -56,7 +56,6 @@ type world struct {
 	t             testing.TB
 	host, outside netns.NsHandle
 	dir           string
-	logs          io.Writer
 }
 
 var (
@@ -207,17 +206,17 @@ func (n *node) attach(last byte, change func(*agent.Attachment), networks ...clu
 }
 
 // serve answers on TCP and UDP with the task's hostname, then echoes.
-func (tk *task) serve(port int) { tk.node.w.serve(tk.ns, port, tk.Hostname) }
+func (tk *task) serve(port int) { tk.node.w.serve(tk.ns, at(tk.Address, port), tk.Hostname) }
 
-func (w *world) serve(ns netns.NsHandle, port int, name string) {
+func (w *world) serve(ns netns.NsHandle, address, name string) {
 	w.t.Helper()
 	var l net.Listener
 	var p net.PacketConn
 	check(w.t, within(ns, func() (err error) {
-		if l, err = net.Listen("tcp4", fmt.Sprintf(":%d", port)); err != nil {
+		if l, err = net.Listen("tcp4", address); err != nil {
 			return err
 		}
-		p, err = net.ListenPacket("udp4", fmt.Sprintf(":%d", port))
+		p, err = net.ListenPacket("udp4", address)
 		return err
 	}))
 	var all sync.WaitGroup
@@ -280,12 +279,16 @@ func (w *world) dial(ns netns.NsHandle, network, address string) (net.Conn, erro
 
 // ask connects from ns and returns who answered, and the client's address that it saw.
 func (w *world) ask(ns netns.NsHandle, network, address string) (name, from string, err error) {
+	return w.askWithin(dialTimeout, ns, network, address)
+}
+
+func (w *world) askWithin(patience time.Duration, ns netns.NsHandle, network, address string) (name, from string, err error) {
 	c, err := w.dial(ns, network, address)
 	if err != nil {
 		return "", "", err
 	}
 	defer func() { _ = c.Close() }()
-	if err := c.SetDeadline(time.Now().Add(dialTimeout)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
 		return "", "", err
 	}
 	if network == "udp" {
@@ -358,5 +361,3 @@ func (w *world) fromHost(network, address string) (name, from string, err error)
 func (w *world) fromOutside(network, address string) (name, from string, err error) {
 	return w.ask(w.outside, network, address)
 }
-
-type agentapiService = agentapi.Service

@@ -5,6 +5,7 @@ import (
 
 	"baton/internal/model/cluster"
 	"baton/internal/model/spec"
+	"baton/internal/wire/agentapi"
 )
 
 func TestServiceAddressAndPublishedPort(t *testing.T) {
@@ -16,7 +17,7 @@ func TestServiceAddressAndPublishedPort(t *testing.T) {
 	web.serve(80)
 	svc := service("web", n.vip(5), front, web)
 	svc.Ports = []spec.Port{{Target: 80, Published: 8080, Protocol: "tcp"}, {Target: 80, Published: 8080, Protocol: "udp"}}
-	n.apply(state([]agentapiService{svc}, web, client))
+	n.apply(state([]agentapi.Service{svc}, web, client))
 
 	for _, network := range []string{"tcp", "udp"} {
 		for _, c := range []struct {
