@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fxamacker/cbor/v2"
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 )
@@ -342,4 +343,27 @@ func TestCycles(t *testing.T) {
 			t.Fatalf("cycle found: %v, want %v", got, want)
 		}
 	})
+}
+
+// TestEmptyCommandSurvives checks both encodings: an empty command clears the image's, a missing one keeps it.
+func TestEmptyCommandSurvives(t *testing.T) {
+	for _, tc := range []struct {
+		name      string
+		marshal   func(any) ([]byte, error)
+		unmarshal func([]byte, any) error
+	}{{"json", json.Marshal, json.Unmarshal}, {"cbor", cbor.Marshal, cbor.Unmarshal}} {
+		for _, in := range []Container{{}, {Command: []string{}, Entrypoint: []string{}}} {
+			b, err := tc.marshal(in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var out Container
+			if err := tc.unmarshal(b, &out); err != nil {
+				t.Fatal(err)
+			}
+			if (out.Command == nil) != (in.Command == nil) || (out.Entrypoint == nil) != (in.Entrypoint == nil) {
+				t.Errorf("%s: %#v became %#v", tc.name, in.Command, out.Command)
+			}
+		}
+	}
 }
