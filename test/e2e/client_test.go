@@ -19,9 +19,10 @@ import (
 // clientEnv makes this test binary a client that runs in somebody else's network namespace: its value is the request.
 const clientEnv = "BATON_E2E_CLIENT"
 
-// request is what a client does: GETs of URL by Workers at once, with Pause between two of each, Count in all or until its
+// request is what a client does: requests of URL by Workers at once, with Pause between two of each, Count in all or until its
 // standard input closes.
 type request struct {
+	Method    string // default GET
 	URL       string
 	Workers   int
 	Count     int
@@ -76,7 +77,7 @@ func (r request) run(ctx context.Context) tally {
 	for range max(r.Workers, 1) {
 		wg.Go(func() {
 			for ctx.Err() == nil && take() {
-				body, err := get(client, r.URL)
+				body, err := r.send(client)
 				mu.Lock()
 				total.Requests++
 				if err != nil {
@@ -109,8 +110,13 @@ func (r request) client() *http.Client {
 	return &http.Client{Timeout: 15 * time.Second, Transport: &http.Transport{DialContext: dialer.DialContext, DisableKeepAlives: !r.KeepAlive, MaxIdleConnsPerHost: 64}}
 }
 
-func get(c *http.Client, url string) (string, error) {
-	resp, err := c.Get(url)
+// send makes one request and returns the first line of the answer.
+func (r request) send(c *http.Client) (string, error) {
+	req, err := http.NewRequest(r.Method, r.URL, nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := c.Do(req)
 	if err != nil {
 		return "", err
 	}
@@ -119,7 +125,7 @@ func get(c *http.Client, url string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if resp.StatusCode != http.StatusOK {
+	if resp.StatusCode/100 != 2 {
 		return "", fmt.Errorf("status %d: %s", resp.StatusCode, body)
 	}
 	first, _, _ := strings.Cut(string(body), "\n")

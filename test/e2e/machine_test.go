@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -362,4 +363,68 @@ func eventually(t *testing.T, limit time.Duration, what string, check func() err
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
+}
+
+// gone returns nil once nothing is at path.
+func gone(path string) error {
+	_, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return fmt.Errorf("%s is still there (%v)", path, err)
+}
+
+// mainProcess finds a task's first process by its cgroup, whose path ends in the task's id.
+func mainProcess(t *testing.T, task fmt.Stringer) int {
+	t.Helper()
+	for _, pattern := range []string{"/sys/fs/cgroup/pids/baton/*/", "/sys/fs/cgroup/baton/*/"} {
+		files, err := filepath.Glob(pattern + task.String() + "/cgroup.procs")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			data, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var pid int
+			if _, err := fmt.Sscan(string(data), &pid); err == nil {
+				return pid
+			}
+		}
+	}
+	t.Fatalf("task %s has no process", task)
+	return 0
+}
+
+func decode[T any](t *testing.T, text string) T {
+	t.Helper()
+	var v T
+	if err := json.Unmarshal([]byte(text), &v); err != nil {
+		t.Fatalf("%v in %s", err, text)
+	}
+	return v
+}
+
+// filesWith lists the files below dir that hold the text.
+func filesWith(t *testing.T, dir, text string) []string {
+	t.Helper()
+	var out []string
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // the server is at work meanwhile
+		}
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		if err == nil && bytes.Contains(data, []byte(text)) {
+			out = append(out, path)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
