@@ -1,0 +1,275 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/api/types/runc/options"
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+
+	"baton/internal/model/cluster"
+	"baton/internal/model/spec"
+	"baton/internal/node/agent"
+)
+
+const (
+	// leasePrefix marks the leases that keep a container's parts from being collected while it is made.
+	leasePrefix = "baton-start-"
+	// leaseMax ends a lease whose owner died and was never followed by another runtime.
+	leaseMax = time.Hour
+	// undoMax bounds the removal of what a failed start had made.
+	undoMax = 30 * time.Second
+)
+
+// Start implements agent.Executor. A container that ran already, or still runs, is left as it is; one whose start was interrupted is
+// made anew, because what it was to get may have changed since.
+func (r *Runtime) Start(ctx context.Context, c agent.Container) error {
+	if c.Task == nil || c.Spec == nil {
+		return errors.New("start: a container needs its task and its service's spec")
+	}
+	id := c.Task.ID
+	leave, err := r.busy.enter(ctx, id.String())
+	if err != nil {
+		return err
+	}
+	defer leave()
+	select {
+	case r.starts <- struct{}{}:
+		defer func() { <-r.starts }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	done, err := r.begun(ctx, id)
+	if done || err != nil {
+		return err
+	}
+	if err := r.start(ctx, id, c); err != nil {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoMax)
+		defer cancel()
+		if uerr := r.remove(undo, id); uerr != nil {
+			r.log.Warn("a failed start left something behind; it is removed later", "task", id, "err", uerr)
+		}
+		return fmt.Errorf("start task %s: %w", id.Short(), explain(err))
+	}
+	return nil
+}
+
+// begun reports whether the task's main process runs or ran. What is half-made it removes.
+func (r *Runtime) begun(ctx context.Context, id cluster.ID) (bool, error) {
+	c, err := r.client.LoadContainer(ctx, id.String())
+	if err != nil && !errdefs.IsNotFound(err) {
+		return false, fmt.Errorf("start task %s: %w", id.Short(), err)
+	}
+	if err == nil {
+		t, err := c.Task(ctx, nil)
+		if err != nil && !errdefs.IsNotFound(err) {
+			return false, fmt.Errorf("start task %s: %w", id.Short(), err)
+		}
+		if err == nil {
+			st, err := t.Status(ctx)
+			if err != nil {
+				return false, fmt.Errorf("start task %s: %w", id.Short(), err)
+			}
+			if st.Status != containerd.Created {
+				return true, nil
+			}
+		} else if !r.tasks.started(id).IsZero() {
+			return true, nil
+		}
+	}
+	return false, r.remove(ctx, id)
+}
+
+// start makes and runs the container. On an error the caller removes what is there.
+func (r *Runtime) start(ctx context.Context, id cluster.ID, c agent.Container) error {
+	if err := prepareMounts(c.Mounts); err != nil {
+		return err
+	}
+	if c.NetNS != "" {
+		if _, err := os.Stat(c.NetNS); err != nil {
+			return fmt.Errorf("network namespace: %w", err) // it is made again before the next attempt
+		}
+	}
+	img, err := r.images.Get(ctx, c.Spec.Image)
+	if err != nil {
+		return err
+	}
+	conf, err := img.Spec(ctx)
+	if err != nil {
+		return fmt.Errorf("image %s: %w", c.Spec.Image, err)
+	}
+	dir := r.tasks.path(id)
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return err
+	}
+	if err := writeRecordFiles(dir, c); err != nil {
+		return err
+	}
+	p := &plan{c: c, image: conf.Config, dir: dir, cgroup: r.taskCgroup(id), init: r.cfg.Init, unified: r.v2}
+	s, err := p.build()
+	if err != nil {
+		return err
+	}
+	ctx, release, err := r.client.WithLease(ctx, leases.WithID(leasePrefix+id.String()), leases.WithExpiration(leaseMax))
+	if err != nil {
+		return fmt.Errorf("lease: %w", err)
+	}
+	defer func() { _ = release(context.WithoutCancel(ctx)) }()
+	sig, err := stopSignal(c, conf.Config)
+	if err != nil {
+		return err
+	}
+	ctr, err := r.client.NewContainer(ctx, id.String(),
+		containerd.WithSnapshotter(snapshotter),
+		containerd.WithNewSnapshot(id.String(), img),
+		containerd.WithRuntime(r.cfg.Shim, &options.Options{BinaryName: r.cfg.Runc, Root: r.cfg.runcRoot()}),
+		containerd.WithContainerLabels(map[string]string{
+			labelSignal: sig, labelStack: c.StackName, labelService: c.ServiceName, labelSlot: strconv.Itoa(c.Task.Slot),
+		}),
+		containerd.WithSpec(s, append(p.userOpts(), p.finish)...))
+	if err != nil {
+		return err
+	}
+	if err := r.fillVolumes(ctx, id, c.Mounts); err != nil {
+		return err
+	}
+	return r.run(ctx, id, ctr, c)
+}
+
+// run starts the container's main process.
+func (r *Runtime) run(ctx context.Context, id cluster.ID, ctr containerd.Container, c agent.Container) error {
+	logs, err := r.logIO(id, c.Spec.Logging, c.Spec.Container.TTY)
+	if err != nil {
+		return err
+	}
+	t, err := ctr.NewTask(ctx, logs)
+	if err != nil {
+		return err
+	}
+	// From here the task counts as started: should we die now, its end is reported and it is not run a second time.
+	if err := r.tasks.start(id, time.Now()); err != nil {
+		return err
+	}
+	return t.Start(ctx)
+}
+
+// stopSignal is the name of the signal that asks the task to end.
+func stopSignal(c agent.Container, img ocispec.ImageConfig) (string, error) {
+	s := strings.ToUpper(first(c.Spec.Container.StopSignal, img.StopSignal, "SIGTERM"))
+	if n, err := strconv.Atoi(s); err == nil {
+		if name := unix.SignalName(unix.Signal(n)); name != "" {
+			return name, nil
+		}
+	}
+	if !strings.HasPrefix(s, "SIG") {
+		s = "SIG" + s
+	}
+	if unix.SignalNum(s) == 0 {
+		return "", reject("unknown stop signal %q", s)
+	}
+	return s, nil
+}
+
+// logIO sends a task's output to a logger process of its own: our executable, started by the shim, whom it outlives neither more nor
+// less. The shim turns the query into arguments.
+func (r *Runtime) logIO(id cluster.ID, l spec.Logging, tty bool) (cio.Creator, error) {
+	uri, err := cio.LogURIGenerator("binary-v2", r.cfg.Self, map[string]string{
+		LoggerCommand: loggerArgs{Dir: filepath.Join(r.cfg.LogsDir(), id.String()), MaxSize: l.MaxSize, MaxFiles: l.MaxFiles}.encode(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	conf := cio.Config{Terminal: tty, Stdout: uri.String()}
+	if !tty {
+		conf.Stderr = conf.Stdout
+	}
+	return func(string) (cio.IO, error) { return logged{conf}, nil }, nil
+}
+
+// logged is a cio.IO whose ends are all in the shim.
+type logged struct{ conf cio.Config }
+
+func (l logged) Config() cio.Config { return l.conf }
+func (logged) Cancel()              {}
+func (logged) Wait()                {}
+func (logged) Close() error         { return nil }
+
+// permanent are the errors of the runtime that no further attempt mends, by what they contain, with what to say about each. The first
+// that fits counts.
+var permanent = []struct{ sign, and, reason string }{
+	{`init: exec: "`, "no such file or directory", "the command does not exist in the image: check command and entrypoint"},
+	{"executable file not found", "", "the command does not exist in the image: check command and entrypoint"},
+	{"exec format error", "", "the command was built for another platform than this node's"},
+	{"no users found", "", "the user does not exist in the image: check user, or give numbers as UID:GID"},
+	{"no groups found", "", "the group does not exist in the image: check user, or give numbers as UID:GID"},
+	{"unable to find group", "", "a group of group_add does not exist in the image: give its number"},
+	{"invalid USER value", "", "the user is not valid"},
+	{"setting rlimit", "", "a ulimit is above what this node may give"},
+	{"memory limit too low", "", "the memory limit is too low to start the container: raise resources.limits.memory"},
+	{"minimum memory limit", "", "the memory limit is too low to start the container: raise resources.limits.memory"},
+	{": is a directory: permission denied", "", "the command is a directory"},
+	{"permission denied", "", "the command, or a path of the container, may not be used"},
+	{"not a directory", "", "a mount does not fit its target: a file goes on a file, a directory on a directory"},
+	{"unable to apply sysctl", "", "a sysctl cannot be set"},
+	{"no such file or directory", "", "a file that the container needs does not exist: check command, working directory and mounts"},
+}
+
+// explain turns an error that will not go away into a RejectError.
+func explain(err error) error {
+	var re *agent.RejectError
+	if errors.As(err, &re) || errdefs.IsUnavailable(err) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	msg := err.Error()
+	userError := strings.Contains(msg, "no users found") || strings.Contains(msg, "no groups found") ||
+		strings.Contains(msg, "unable to find group") || strings.Contains(msg, "invalid USER value")
+	if !userError && !strings.Contains(msg, "runc") && !strings.Contains(msg, "OCI runtime") {
+		return err
+	}
+	for _, p := range permanent {
+		if strings.Contains(msg, p.sign) && strings.Contains(msg, p.and) {
+			return &agent.RejectError{Reason: p.reason, Err: err}
+		}
+	}
+	return err
+}
+
+// dropLeases ends the leases of starts that were interrupted.
+func (r *Runtime) dropLeases(ctx context.Context) error {
+	ls, err := r.client.LeasesService().List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, l := range ls {
+		if strings.HasPrefix(l.ID, leasePrefix) {
+			if err := r.client.LeasesService().Delete(ctx, l); err != nil && !errdefs.IsNotFound(err) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// taskSnapshots lists the tasks that have a snapshot.
+func (r *Runtime) taskSnapshots(ctx context.Context) ([]cluster.ID, error) {
+	var ids []cluster.ID
+	err := r.client.SnapshotService(snapshotter).Walk(ctx, func(_ context.Context, i snapshots.Info) error {
+		if id, err := cluster.ParseID(i.Name); err == nil {
+			ids = append(ids, id)
+		}
+		return nil
+	})
+	return ids, err
+}
