@@ -9,8 +9,11 @@ import (
 
 // Apply returns the input as it is once the plan was stored: what the control loop does, without nodes and addresses. It
 // serves tests and simulations. New tasks get ids that follow from the service, the highest version and their place in the
-// plan; everything that is written gets the next version.
+// plan, and come last; everything that is written gets the next version.
 func Apply(in Input, p Plan) Input {
+	if p.Empty(in.Service) {
+		return in
+	}
 	var version cluster.Version
 	for _, t := range in.Tasks {
 		version = max(version, t.Version)

@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"slices"
 	"time"
 
 	"baton/internal/model/cluster"
@@ -151,15 +152,26 @@ func (p Plan) Empty(svc *cluster.Service) bool {
 func Reconcile(in Input) Plan {
 	p := newPlanner(in)
 	p.lose()
+	p.want()
+	p.sort()
+	var candidates []*slot
 	if !p.svc.Removing && p.rev != nil {
-		p.rollout()
+		candidates = p.rollout()
 	}
 	for _, s := range p.order {
-		if s.wanted {
-			p.converge(s)
-		} else {
+		switch {
+		case !s.wanted:
 			p.empty(s)
+		case s.queued:
+			p.trim(s)
+		default:
+			p.converge(s)
 		}
+	}
+	// Only now is it known which slots have finished their move and make room for others.
+	p.choose(slices.Clone(candidates))
+	for _, s := range candidates {
+		p.converge(s)
 	}
 	p.tidy()
 	if !p.svc.Removing && p.rev != nil {

@@ -11,33 +11,39 @@ import (
 )
 
 // rollout starts a rollout when the wanted revision changed or a restart was asked for, judges the one under way, and says
-// for each slot which revision it is to have now.
-func (p *planner) rollout() {
+// for each slot which revision it is to have now. It returns the slots that have not begun to move.
+func (p *planner) rollout() (candidates []*slot) {
 	p.begin()
 	p.policy = p.rev.Spec.Update
 	if p.roll.Undo {
 		p.policy = p.rev.Spec.Rollback
 	}
 	p.judge()
-	var candidates []*slot
-	inflight := 0
 	for _, s := range p.order {
-		if !s.wanted {
-			continue
-		}
-		if !p.enters(s) {
-			s.target = p.oldRevision(s)
+		switch {
+		case !s.wanted:
+		case p.enters(s):
+			s.target, s.moving = p.svc.Revision, true
+		default:
+			s.target, s.queued = p.oldRevision(s), true
 			candidates = append(candidates, s)
+		}
+	}
+	return candidates
+}
+
+// inflight counts the slots that have begun to move and are neither done nor failed.
+func (p *planner) inflight() int {
+	n := 0
+	for _, s := range p.order {
+		if !s.wanted || !s.moving || p.moved(s) {
 			continue
 		}
-		s.target, s.moving = p.svc.Revision, true
-		if failed, _ := p.failed(s); !failed && !p.moved(s) {
-			inflight++
+		if failed, _ := p.failed(s); !failed {
+			n++
 		}
 	}
-	if p.roll.State == cluster.RolloutUpdating {
-		p.choose(candidates, inflight)
-	}
+	return n
 }
 
 // begin replaces the rollout's record when there is something new to roll out.
@@ -137,7 +143,10 @@ func (p *planner) oldRevision(s *slot) cluster.ID {
 }
 
 // choose lets as many slots move as the policy allows: those that do not serve first.
-func (p *planner) choose(candidates []*slot, inflight int) {
+func (p *planner) choose(candidates []*slot) {
+	if p.roll.State != cluster.RolloutUpdating {
+		return
+	}
 	if p.first && p.in.Blocked != "" && !p.roll.Undo {
 		return
 	}
@@ -147,6 +156,7 @@ func (p *planner) choose(candidates []*slot, inflight int) {
 		}
 		return
 	}
+	inflight := p.inflight()
 	if p.policy.Delay > 0 && (inflight > 0 || p.resting()) {
 		return
 	}
@@ -158,6 +168,9 @@ func (p *planner) choose(candidates []*slot, inflight int) {
 	for _, s := range candidates {
 		if inflight >= limit {
 			return
+		}
+		if !p.usable(s) {
+			continue
 		}
 		s.target, s.moving = p.svc.Revision, true
 		p.classify(s)

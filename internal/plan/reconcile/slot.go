@@ -49,8 +49,8 @@ func value(b bool) int {
 // ready reports whether the task serves: its probes pass and its node can be heard.
 func (p *planner) ready(t *cluster.Task) bool { return running(t) && t.Ready && p.reachable(t) }
 
-// converge brings a wanted slot closer to one task of its target.
-func (p *planner) converge(s *slot) {
+// trim takes leaving tasks further, and leaves the slot at most one task that is as it should be and one that is not.
+func (p *planner) trim(s *slot) {
 	p.classify(s)
 	for _, t := range s.leaving {
 		p.leave(s, t, "")
@@ -61,11 +61,17 @@ func (p *planner) converge(s *slot) {
 		}
 	}
 	for i, t := range s.other {
-		if i > 0 {
+		// One that never got a node has nothing to hand over.
+		if i > 0 || t.Node.IsZero() {
 			p.leave(s, t, "the slot has another task")
 		}
 	}
 	p.classify(s)
+}
+
+// converge brings a wanted slot closer to one task of its target.
+func (p *planner) converge(s *slot) {
+	p.trim(s)
 	if len(s.fit) > 0 {
 		p.handOff(s, s.fit[0])
 		return
@@ -123,6 +129,9 @@ func (p *planner) stopFirst(s *slot) bool {
 // refill gives the slot a new task if its past, its policy and the order of replacement allow.
 func (p *planner) refill(s *slot) {
 	past := p.past(s)
+	if !p.usable(s) {
+		return
+	}
 	if s.moving && p.first && p.in.Blocked != "" && !p.roll.Undo {
 		p.wait("%s", p.in.Blocked)
 		return

@@ -26,6 +26,8 @@ type slot struct {
 	// asked restart.
 	target cluster.ID
 	moving bool
+	// queued is true for a slot that had not begun to move when planning began.
+	queued bool
 
 	// Filled by classify.
 	fit     []*cluster.Task // wanted to run and as they should be, best first
@@ -75,7 +77,13 @@ func newPlanner(in Input) *planner {
 			p.first = false
 		}
 	}
-	p.want()
+	p.sort()
+	return p
+}
+
+// sort puts the slots in order, and the tasks of each.
+func (p *planner) sort() {
+	p.order = p.order[:0]
 	for _, s := range p.slots {
 		slices.SortFunc(s.tasks, compareAge)
 		p.order = append(p.order, s)
@@ -83,7 +91,6 @@ func newPlanner(in Input) *planner {
 	slices.SortFunc(p.order, func(a, b *slot) int {
 		return cmp.Or(a.slot-b.slot, slices.Compare(a.node[:], b.node[:]))
 	})
-	return p
 }
 
 func compareAge(a, b *cluster.Task) int {
@@ -117,10 +124,18 @@ func (p *planner) want() {
 			continue
 		}
 		s := p.slot(key{node: id})
-		usable := n.State == cluster.NodeReady && n.Availability != cluster.NodePause
 		// A paused or silent node keeps what it has and gets nothing new.
-		s.wanted = usable || slices.ContainsFunc(s.tasks, func(t *cluster.Task) bool { return t.Desired == cluster.DesiredRun && t.Live() })
+		s.wanted = p.usable(s) || slices.ContainsFunc(s.tasks, running)
 	}
+}
+
+// usable reports whether a new task may start in the slot: always, unless it is bound to a node that takes none.
+func (p *planner) usable(s *slot) bool {
+	if s.node.IsZero() {
+		return true
+	}
+	n := p.in.Nodes.Nodes[s.node]
+	return n != nil && n.State == cluster.NodeReady && n.Availability != cluster.NodePause && n.Availability != cluster.NodeDrain
 }
 
 // wake asks for another look at the given time, if that is in the future.
