@@ -55,11 +55,12 @@ type Change string
 
 // The changes.
 const (
-	ChangeCreate Change = "create"
-	ChangeUpdate Change = "update"
-	ChangeScale  Change = "scale"
-	ChangeRemove Change = "remove"
-	ChangeNone   Change = "none"
+	ChangeCreate    Change = "create"
+	ChangeUpdate    Change = "update"    // its tasks are replaced
+	ChangeConfigure Change = "configure" // its policies change, its tasks stay
+	ChangeScale     Change = "scale"
+	ChangeRemove    Change = "remove"
+	ChangeNone      Change = "unchanged"
 )
 
 // ServiceDiff is what a deployment changes in one service.
@@ -68,8 +69,9 @@ type ServiceDiff struct {
 	Change  Change `json:"change"`
 	// Fields are the parts of the spec that differ.
 	Fields []FieldDiff `json:"fields,omitempty"`
-	From   int         `json:"from,omitempty"` // revision number before
-	To     int         `json:"to,omitempty"`
+	// From and To are the numbers of replicas, when they differ or the service comes or goes.
+	From int `json:"from,omitempty"`
+	To   int `json:"to,omitempty"`
 }
 
 // FieldDiff is one difference, as JSON paths and short values; environment values and contents are never shown.

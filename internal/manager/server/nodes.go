@@ -1,0 +1,324 @@
+package server
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+
+	"baton/client/api"
+	"baton/internal/manager/store"
+	"baton/internal/model/cluster"
+	"baton/internal/wire/agentapi"
+)
+
+func (r reader) node(n *cluster.Node) api.Node {
+	out := api.Node{Node: *n}
+	for t := range r.snap.TasksByNode(n.ID) {
+		if past(t) {
+			continue
+		}
+		out.Tasks++
+		if rev := r.revision(t.Revision); rev != nil {
+			out.Reserved += rev.Spec.Resources.Reservations.CPU
+			out.Memory += rev.Spec.Resources.Reservations.Memory
+		}
+	}
+	return out
+}
+
+func (s *Server) listNodes() []api.Node {
+	snap := s.cfg.Store.Snapshot()
+	out := []api.Node{}
+	for n := range store.All[*cluster.Node](snap) {
+		out = append(out, reader{snap}.node(n))
+	}
+	slices.SortFunc(out, func(a, b api.Node) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}
+
+func (s *Server) getNode(name string) (api.Node, error) {
+	snap := s.cfg.Store.Snapshot()
+	n, err := (resolver{snap: snap}).node(name)
+	if err != nil {
+		return api.Node{}, err
+	}
+	return reader{snap}.node(n), nil
+}
+
+// labelsMax bounds the labels of a node.
+const labelsMax = 256
+
+func (s *Server) patchNode(ctx context.Context, name string, p api.NodePatch) (api.Node, error) {
+	err := s.retry(ctx, func(snap store.Snapshot, now time.Time) (store.Txn, error) {
+		var txn store.Txn
+		n, err := (resolver{snap: snap}).node(name)
+		if err != nil {
+			return txn, err
+		}
+		c := cluster.Copy(n)
+		var changes []string
+		if p.Availability != nil && *p.Availability != c.Availability {
+			c.Availability = *p.Availability
+			changes = append(changes, "availability "+string(c.Availability))
+		}
+		for k, v := range p.Labels {
+			if !validName(strings.ReplaceAll(k, "/", "-")) {
+				return txn, api.Errorf(api.CodeInvalid, "%q is not a name for a label", k)
+			}
+			old, had := c.Labels[k]
+			switch {
+			case v == "" && had:
+				delete(c.Labels, k)
+				changes = append(changes, "label "+k+" removed")
+			case v != "" && old != v:
+				if c.Labels == nil {
+					c.Labels = make(map[string]string)
+				}
+				c.Labels[k] = v
+				changes = append(changes, "label "+k+"="+v)
+			}
+		}
+		if len(c.Labels) > labelsMax {
+			return txn, api.Errorf(api.CodeInvalid, "a node has at most %d labels", labelsMax)
+		}
+		if len(changes) > 0 {
+			slices.Sort(changes)
+			txn.Put(c)
+			s.event(&txn, now, "node.changed", fmt.Sprintf("node %s: %s", n.Name, strings.Join(changes, ", ")), func(e *cluster.Event) { e.Node = n.ID })
+		}
+		return txn, nil
+	}, func(store.Version) {})
+	if err != nil {
+		return api.Node{}, err
+	}
+	return s.getNode(name)
+}
+
+func (s *Server) listVolumes(stack string) ([]api.Volume, error) {
+	snap := s.cfg.Store.Snapshot()
+	st, err := optionalStack(snap, stack)
+	if err != nil {
+		return nil, err
+	}
+	used := volumeUsers(snap)
+	out := []api.Volume{}
+	for v := range store.All[*cluster.Volume](snap) {
+		if st != nil && v.Stack != st.ID {
+			continue
+		}
+		doc := api.Volume{Volume: *v, StackName: reader{snap}.stackName(v.Stack), UsedBy: used[v.ID]}
+		if !v.Node.IsZero() {
+			doc.NodeName = reader{snap}.nodeName(v.Node)
+		}
+		out = append(out, doc)
+	}
+	slices.SortFunc(out, func(a, b api.Volume) int { return cmp.Compare(a.Name, b.Name) })
+	return out, nil
+}
+
+func volumeUsers(snap store.Snapshot) map[cluster.ID][]string {
+	out := make(map[cluster.ID][]string)
+	for svc := range store.All[*cluster.Service](snap) {
+		if rev, ok := store.Get[*cluster.Revision](snap, svc.Revision); ok {
+			for _, id := range rev.Volumes {
+				out[id] = append(out[id], svc.StackName+"/"+svc.Name)
+			}
+		}
+	}
+	for _, list := range out {
+		slices.Sort(list)
+	}
+	return out
+}
+
+func (s *Server) removeVolume(ctx context.Context, name string) error {
+	return s.retry(ctx, func(snap store.Snapshot, now time.Time) (store.Txn, error) {
+		var txn store.Txn
+		v, ok := snap.VolumeByName(name)
+		if !ok {
+			var names []string
+			for v := range store.All[*cluster.Volume](snap) {
+				names = append(names, v.Name)
+			}
+			return txn, (resolver{snap: snap}).unknown("volume", name, names)
+		}
+		if by := volumeUsers(snap)[v.ID]; len(by) > 0 {
+			return txn, api.Errorf(api.CodeInUse, "volume %s is in use by %s", name, strings.Join(by, ", ")).WithMend("remove the stack first, or take the volume out of its file")
+		}
+		if v.Removing {
+			return txn, nil
+		}
+		c := cluster.Copy(v)
+		c.Removing = true
+		txn.Put(c)
+		s.event(&txn, now, "volume.removing", fmt.Sprintf("volume %s is being removed", name), func(e *cluster.Event) { e.Stack, e.Node = v.Stack, v.Node })
+		return txn, nil
+	}, func(store.Version) {})
+}
+
+// services finds what a node does for users.
+func (s *Server) services(n cluster.ID, name string) (agentapi.NodeServices, error) {
+	ns, ok := s.cfg.Nodes(n)
+	if !ok {
+		return nil, api.Errorf(api.CodeUnavailable, "node %s is not connected", name).WithMend("see `baton node ls`")
+	}
+	return ns, nil
+}
+
+// connected lists the nodes that were asked for: one by name, which must be connected, or all that are.
+func (s *Server) connected(snap store.Snapshot, name string) ([]*cluster.Node, error) {
+	if name != "" {
+		n, err := (resolver{snap: snap}).node(name)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := s.services(n.ID, n.Name); err != nil {
+			return nil, err
+		}
+		return []*cluster.Node{n}, nil
+	}
+	var out []*cluster.Node
+	for n := range store.All[*cluster.Node](snap) {
+		if _, ok := s.cfg.Nodes(n.ID); ok {
+			out = append(out, n)
+		}
+	}
+	slices.SortFunc(out, func(a, b *cluster.Node) int { return cmp.Compare(a.Name, b.Name) })
+	return out, nil
+}
+
+// askMax is how many nodes are asked at once.
+const askMax = 16
+
+// each asks nodes at once, at most askMax at a time, and returns the errors.
+func (s *Server) each(nodes []*cluster.Node, f func(i int, n *cluster.Node, ns agentapi.NodeServices) error) error {
+	errs := make([]error, len(nodes))
+	slots := make(chan struct{}, askMax)
+	var wg sync.WaitGroup
+	for i, n := range nodes {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			ns, err := s.services(n.ID, n.Name)
+			if err == nil {
+				err = f(i, n, ns)
+			}
+			errs[i] = err
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func (s *Server) listImages(ctx context.Context, node string) ([]api.Image, error) {
+	snap := s.cfg.Store.Snapshot()
+	nodes, err := s.connected(snap, node)
+	if err != nil {
+		return nil, err
+	}
+	found := make([][]agentapi.Image, len(nodes))
+	err = s.each(nodes, func(i int, n *cluster.Node, ns agentapi.NodeServices) error {
+		var err error
+		found[i], err = ns.Images(ctx)
+		return onNode(n, err)
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := []api.Image{}
+	for i, list := range found {
+		for _, img := range list {
+			out = append(out, api.Image{Node: nodes[i].Name, Ref: img.Ref, Digest: img.Digest, Size: img.Size, Created: img.Created})
+		}
+	}
+	slices.SortFunc(out, func(a, b api.Image) int {
+		return cmp.Or(cmp.Compare(a.Ref, b.Ref), cmp.Compare(a.Node, b.Node))
+	})
+	return out, nil
+}
+
+// onNode tells that a node could not do something. What nodes say is meant for users.
+func onNode(n *cluster.Node, err error) error {
+	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return api.Errorf(api.CodeUnavailable, "node %s: %s", n.Name, err)
+}
+
+func (s *Server) removeImage(ctx context.Context, node, ref string) error {
+	snap := s.cfg.Store.Snapshot()
+	nodes, err := s.connected(snap, node)
+	if err != nil {
+		return err
+	}
+	have, err := s.listImages(ctx, node)
+	if err != nil {
+		return err
+	}
+	var refs []string
+	on := make(map[string]bool)
+	for _, img := range have {
+		refs = append(refs, img.Ref)
+		if img.Ref == ref {
+			on[img.Node] = true
+		}
+	}
+	if len(on) == 0 {
+		return (resolver{snap: snap}).unknown("image", ref, refs).WithMend("see `baton image ls`")
+	}
+	nodes = slices.DeleteFunc(nodes, func(n *cluster.Node) bool { return !on[n.Name] })
+	return s.each(nodes, func(_ int, n *cluster.Node, ns agentapi.NodeServices) error {
+		return onNode(n, ns.RemoveImage(ctx, ref))
+	})
+}
+
+// ImageBytesMax is the size of the largest archive that can be loaded.
+const ImageBytesMax = 64 << 30
+
+func (s *Server) loadImageRoute() {
+	type loadIn struct {
+		Node string `query:"node" doc:"name of the node; may be left out when there is one"`
+	}
+	op := s.operation(operation{method: http.MethodPost, path: "/v1/images/load", id: "loadImage", summary: "Import an OCI or docker archive, which is the body", tag: "images"})
+	op.RequestBody = &huma.RequestBody{Content: map[string]*huma.MediaType{"application/octet-stream": {Schema: &huma.Schema{Type: "string", Format: "binary"}}}}
+	op.Responses["200"].Content = map[string]*huma.MediaType{"application/json": {Schema: s.schemaOf(api.LoadResult{})}}
+	huma.Register(s.api, op, func(ctx context.Context, in *loadIn) (*huma.StreamResponse, error) {
+		nodes, err := s.connected(s.cfg.Store.Snapshot(), in.Node)
+		if err != nil {
+			return nil, s.problem(err)
+		}
+		if len(nodes) != 1 {
+			return nil, api.Errorf(api.CodeInvalid, "there are %d connected nodes", len(nodes)).WithMend("say which one with node=NAME")
+		}
+		return &huma.StreamResponse{Body: func(hc huma.Context) {
+			r, w := humago.Unwrap(hc)
+			s.loadImage(ctx, w, http.MaxBytesReader(w, r.Body, ImageBytesMax), nodes[0])
+		}}, nil
+	})
+}
+
+func (s *Server) loadImage(ctx context.Context, w http.ResponseWriter, archive io.Reader, n *cluster.Node) {
+	// The archive may take longer than any time limit of the HTTP server.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+	ns, err := s.services(n.ID, n.Name)
+	var refs []string
+	if err == nil {
+		refs, err = ns.LoadImage(ctx, archive)
+		err = onNode(n, err)
+	}
+	if err != nil {
+		writeError(w, s.problem(err))
+		return
+	}
+	writeJSON(w, api.LoadResult{Node: n.Name, Refs: refs})
+}
