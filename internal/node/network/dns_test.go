@@ -1,12 +1,14 @@
 package network
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 
@@ -161,5 +163,47 @@ func TestOwnServers(t *testing.T) {
 		if !strings.Contains(string(a.sandbox.Hosts), line) {
 			t.Errorf("hosts: got %q, want a line %q", a.sandbox.Hosts, line)
 		}
+	}
+}
+
+// While the process is away a question is not refused, so that resolvers ask again; until the first state it is held.
+func TestNamesDuringOutage(t *testing.T) {
+	w := newWorld(t)
+	n := w.newNode(210)
+	front := cluster.NewID(nil)
+	a := n.attach(10, nil, front)
+	s := state([]agentapi.Service{service("web", n.vip(5), front, a)}, a)
+	n.apply(s)
+	check(t, n.Close())
+	c, err := w.dial(a.ns, "udp", dnsAddress+":53")
+	check(t, err)
+	defer func() { _ = c.Close() }()
+	question, err := new(dns.Msg).SetQuestion("web.", dns.TypeA).Pack()
+	check(t, err)
+	for range 3 { // a refusal would show at the second write or the read
+		_, err = c.Write(question)
+		check(t, err)
+		check(t, c.SetReadDeadline(time.Now().Add(50*time.Millisecond)))
+		if _, err := c.Read(make([]byte, 512)); !isTimeout(err) {
+			t.Fatalf("answer of nobody: got %v, want silence", err)
+		}
+	}
+	n.open()
+	answered := make(chan error, 1)
+	go func() {
+		got, rcode, err := a.resolve("udp", "web", dns.TypeA)
+		if err == nil && !slices.Equal(got, []string{n.vip(5).String()}) {
+			err = fmt.Errorf("got %v, %s", got, dns.RcodeToString[rcode])
+		}
+		answered <- err
+	}()
+	select {
+	case err := <-answered:
+		t.Fatalf("before the first state: got an answer (%v), want it held", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	n.apply(s)
+	if err := <-answered; err != nil {
+		t.Error(err)
 	}
 }

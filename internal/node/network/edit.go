@@ -3,6 +3,7 @@ package network
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -56,6 +57,18 @@ type rules struct {
 	numbers  groupNumbers
 	sets     map[setID]contents
 	chains   map[chainID]bool
+
+	// What the member sets follow from, to see at once that nothing changed; local is nil before the first time.
+	members []agentapi.Member
+	local   []*attachment
+}
+
+// follows reports whether the member sets need no change.
+func (r *rules) follows(want rulesInput) bool {
+	return r.local != nil && slices.Equal(r.local, want.local) &&
+		slices.EqualFunc(r.members, want.state.Members, func(a, b agentapi.Member) bool {
+			return a.Address == b.Address && slices.Equal(a.Networks, b.Networks)
+		})
 }
 
 // install makes the kernel's rules follow want: by the difference when they are known, else by replacing them at once.
@@ -73,9 +86,12 @@ func (n *Network) install(want rulesInput) (moved bool, err error) {
 		t.create(c)
 	}
 	moved = have.balancer.update(frontends(want.state, want.local), e) || moved
-	for set, wanted := range memberSets(have.numbers.isolate(want.state, want.local), want.local, want.layout) {
-		have.sets[set].update(set, wanted, e)
-		have.sets[set] = wanted
+	if !have.follows(want) {
+		for set, wanted := range memberSets(have.numbers.isolate(want.state, want.local), want.local, want.layout) {
+			have.sets[set].update(set, wanted, e)
+			have.sets[set] = wanted
+		}
+		have.members, have.local = want.state.Members, want.local
 	}
 	for id := range e.chains {
 		if !have.chains[id] {

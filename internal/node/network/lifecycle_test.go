@@ -293,6 +293,7 @@ func TestRollingChanges(t *testing.T) {
 	}
 	choose(0, 3)
 	var stop atomic.Bool
+	var slow atomic.Int64
 	var all sync.WaitGroup
 	for _, c := range []struct {
 		ask     func(network, address string) (string, string, error)
@@ -300,8 +301,12 @@ func TestRollingChanges(t *testing.T) {
 	}{{client.ask, at(n.vip(5), 80)}, {w.fromOutside, at(hostAddress, 8080)}} {
 		all.Go(func() {
 			for !stop.Load() {
+				start := time.Now()
 				if _, _, err := c.ask("tcp", c.address); err != nil {
 					t.Errorf("%s: %v", c.address, err)
+				}
+				if time.Since(start) > 900*time.Millisecond { // a lost first packet costs a second
+					slow.Add(1)
 				}
 			}
 		})
@@ -317,6 +322,9 @@ func TestRollingChanges(t *testing.T) {
 	}
 	stop.Store(true)
 	all.Wait()
+	if slow.Load() > 2 {
+		t.Errorf("%d connections lost their first packet, want hardly any", slow.Load())
+	}
 }
 
 func TestDetachAndSweep(t *testing.T) {

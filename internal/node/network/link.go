@@ -1,6 +1,7 @@
 package network
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -151,7 +153,7 @@ func (n *Network) uplinkMTU() int {
 }
 
 // plug gives a task its namespace, link, address and routes, or completes them.
-func (n *Network) plug(a *attachment) error {
+func (n *Network) plug(ctx context.Context, a *attachment) error {
 	path := n.nsPath(a.Task)
 	if err := ensureNS(path); err != nil {
 		return err
@@ -174,6 +176,12 @@ func (n *Network) plug(a *attachment) error {
 		return err
 	}
 	if err := plugTask(a, inside, peer); err != nil {
+		return err
+	}
+	if err := errors.Join(waitUp(ctx, n.links, host), waitUp(ctx, inside, peer)); err != nil {
+		return err
+	}
+	if err := bridgeOutages(ns); err != nil {
 		return err
 	}
 	return within(ns, func() error { return taskSysctls(a.Sysctls) })
@@ -276,6 +284,32 @@ func plugTask(a *attachment, inside *netlink.Handle, peer netlink.Link) error {
 	}
 	return nil
 }
+
+// waitUp waits until a link carries packets. The end that was set up first learns of the other in the background; until
+// then it drops what is sent, and a client's first packet would be lost for a second.
+func waitUp(ctx context.Context, h *netlink.Handle, link netlink.Link) error {
+	ctx, cancel := context.WithTimeout(ctx, upTimeout)
+	defer cancel()
+	poll := time.NewTicker(time.Millisecond)
+	defer poll.Stop()
+	for {
+		now, err := h.LinkByIndex(link.Attrs().Index)
+		if err != nil {
+			return fmt.Errorf("link %s: %w", link.Attrs().Name, err)
+		}
+		if now.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("link %s is not up after %v: %w", link.Attrs().Name, upTimeout, ctx.Err())
+		case <-poll.C:
+		}
+	}
+}
+
+// upTimeout bounds the wait for a link; milliseconds are usual.
+const upTimeout = 5 * time.Second
 
 // unplug removes a task's link and namespace.
 func (n *Network) unplug(task cluster.ID) error {

@@ -4,15 +4,18 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 
 	"baton/internal/model/cluster"
 	"baton/internal/wire/agentapi"
 )
 
-// directory answers for the names of services. It does not change once made.
+// directory answers for the names of services. It does not change once made. Its indexes are made by the first question:
+// on a large cluster most changes are followed by another before anybody asks.
 type directory struct {
-	byName    map[string][]entry
-	byAddress map[netip.Addr][]entry
+	services  []agentapi.Service
+	byName    func() map[string][]entry
+	byAddress func() map[netip.Addr][]entry
 }
 
 // entry is a service under one of its names.
@@ -31,41 +34,54 @@ type asker struct {
 }
 
 func newDirectory(s agentapi.NetworkState) *directory {
-	d := &directory{byName: make(map[string][]entry, 4*len(s.Services)), byAddress: make(map[netip.Addr][]entry, len(s.Services))}
-	for i := range s.Services {
-		svc := &s.Services[i]
-		d.addName(svc.Name, entry{service: svc})
-		for network, aliases := range svc.Networks {
-			for _, alias := range aliases {
-				d.addName(alias, entry{service: svc, network: network})
-			}
-		}
-		if svc.Address.IsValid() {
-			d.byAddress[svc.Address] = append(d.byAddress[svc.Address], entry{service: svc})
-		}
-		for _, e := range svc.Endpoints {
-			d.byAddress[e.Address] = append(d.byAddress[e.Address], entry{service: svc, tasks: true})
-		}
-	}
+	d := &directory{services: s.Services}
+	d.byName, d.byAddress = sync.OnceValue(d.indexNames), sync.OnceValue(d.indexAddresses)
 	return d
 }
 
+func (d *directory) indexNames() map[string][]entry {
+	index := make(map[string][]entry, 4*len(d.services))
+	for i := range d.services {
+		svc := &d.services[i]
+		addName(index, svc.Name, entry{service: svc})
+		for network, aliases := range svc.Networks {
+			for _, alias := range aliases {
+				addName(index, alias, entry{service: svc, network: network})
+			}
+		}
+	}
+	return index
+}
+
 // addName files a service under name, name.stack, tasks.name and tasks.name.stack.
-func (d *directory) addName(name string, e entry) {
+func addName(index map[string][]entry, name string, e entry) {
 	for _, tasks := range []bool{false, true} {
 		e.tasks = tasks
 		prefix := ""
 		if tasks {
 			prefix = "tasks."
 		}
-		for _, suffix := range []string{"", "." + e.service.Stack} {
-			if suffix == "." {
-				continue
-			}
-			full := strings.ToLower(prefix + name + suffix)
-			d.byName[full] = append(d.byName[full], e)
+		full := strings.ToLower(prefix + name)
+		index[full] = append(index[full], e)
+		if e.service.Stack != "" {
+			full += "." + strings.ToLower(e.service.Stack)
+			index[full] = append(index[full], e)
 		}
 	}
+}
+
+func (d *directory) indexAddresses() map[netip.Addr][]entry {
+	index := make(map[netip.Addr][]entry, len(d.services))
+	for i := range d.services {
+		svc := &d.services[i]
+		if svc.Address.IsValid() {
+			index[svc.Address] = append(index[svc.Address], entry{service: svc})
+		}
+		for _, e := range svc.Endpoints {
+			index[e.Address] = append(index[e.Address], entry{service: svc, tasks: true})
+		}
+	}
+	return index
 }
 
 // lookup returns the addresses of a name, lower case and without the final dot, as a task sees it. Known is true when the
@@ -75,7 +91,7 @@ func (d *directory) lookup(who asker, name string) (addresses []netip.Addr, know
 		return []netip.Addr{who.address}, true
 	}
 	var mine, others []entry
-	for _, e := range d.byName[name] {
+	for _, e := range d.byName()[name] {
 		switch {
 		case !e.visible(who.networks):
 		case e.service.Stack == who.stack:
@@ -101,7 +117,7 @@ func (d *directory) reverse(who asker, a netip.Addr) []string {
 		return []string{who.hostname}
 	}
 	var names []string
-	for _, e := range d.byAddress[a] {
+	for _, e := range d.byAddress()[a] {
 		if !e.visible(who.networks) {
 			continue
 		}

@@ -164,7 +164,7 @@ func (n *Network) adopt() error {
 }
 
 // Attach implements agent.Network.
-func (n *Network) Attach(_ context.Context, a agent.Attachment) (agent.Sandbox, error) {
+func (n *Network) Attach(ctx context.Context, a agent.Attachment) (agent.Sandbox, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if !n.node.Subnet.IsValid() {
@@ -185,7 +185,7 @@ func (n *Network) Attach(_ context.Context, a agent.Attachment) (agent.Sandbox, 
 	if err := n.saveRecord(at); err != nil {
 		return agent.Sandbox{}, err
 	}
-	if err := n.plug(at); err != nil {
+	if err := n.plug(ctx, at); err != nil {
 		return agent.Sandbox{}, fmt.Errorf("attach %s: %w", a.Task.Short(), err)
 	}
 	if err := n.serveNames(at); err != nil {
@@ -311,7 +311,7 @@ func (n *Network) sweepLinks(keep []cluster.ID) error {
 // an attached task needs, and leaves the rules of an earlier process as they are.
 func (n *Network) sync() error {
 	start := time.Now()
-	want := rulesInput{node: n.node, self: n.nodeAddress(), state: n.state, layout: n.names}
+	want := rulesInput{node: n.node, self: n.nodeAddress(), state: n.state, layout: n.names, local: make([]*attachment, 0, len(n.attached))}
 	for _, a := range n.attached {
 		want.local = append(want.local, a)
 	}
