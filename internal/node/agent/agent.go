@@ -3,11 +3,11 @@ package agent
 import (
 	"context"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"time"
 
 	"baton/internal/model/cluster"
-	"baton/internal/model/spec"
 	"baton/internal/wire/agentapi"
 )
 
@@ -39,70 +39,48 @@ const (
 	notesMax      = 1000 // waiting to be sent; older ones go first
 )
 
-// task is all the loop knows of one task.
-type task struct {
-	id    cluster.ID
-	want  *agentapi.Assignment
-	have  *Observed
-	local Local
-
-	tries   int
-	cancel  context.CancelFunc // of the worker
-	acting  ActionKind
-	probes  *spec.Probes       // with the image's health check filled in; nil: not known yet
-	probing context.CancelFunc // of the probes
-	// drainVersion is the update that told the task to drain; drainLook is when its connections are counted next.
-	drainVersion cluster.Version
-	drainLook    time.Time
-	counting     bool
-}
-
-// Agent runs a node's tasks.
+// Agent runs a node's tasks: a Loop with goroutines around it.
 type Agent struct {
-	cfg   Config
-	tasks map[cluster.ID]*task
-	wg    sync.WaitGroup
+	cfg  Config
+	loop *Loop
+	wg   sync.WaitGroup
 
 	updates  chan agentapi.Update
-	done     chan result
+	done     chan Result
 	seen     chan []Observed
-	probed   chan probeNews
-	counted  chan count
-	followed chan networkResult
+	probed   chan News
+	counted  chan Connections
+	followed chan NetworkResult
 	wake     chan struct{} // an executor event
 	oomed    chan cluster.ID
-	outbox   *outbox
-	observed bool // at least one observation came in
-	synced   bool // at least one full update came in
-	net      netState
-	volumes  map[string]bool // being removed
-	removed  chan string     // volumes that are gone
+	removed  chan string // volumes that are gone
 }
 
 // New makes an agent; Run starts it.
 func New(cfg Config) *Agent {
-	return &Agent{
+	a := &Agent{
 		cfg:      cfg,
-		tasks:    make(map[cluster.ID]*task),
 		updates:  make(chan agentapi.Update),
-		done:     make(chan result),
+		done:     make(chan Result),
 		seen:     make(chan []Observed),
-		probed:   make(chan probeNews),
-		counted:  make(chan count),
-		followed: make(chan networkResult),
+		probed:   make(chan News),
+		counted:  make(chan Connections),
+		followed: make(chan NetworkResult),
 		wake:     make(chan struct{}, 1),
 		oomed:    make(chan cluster.ID, 16),
-		outbox:   newOutbox(),
-		volumes:  make(map[string]bool),
 		removed:  make(chan string),
 	}
+	a.loop = NewLoop(nil, cfg.Log)
+	return a
 }
 
-// Run works until ctx ends. Containers go on running; what is under way is broken off and found again by the next Run.
+// Run works until ctx ends. Containers go on running; what is under way is broken off and found again by the next agent.
 func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer a.wg.Wait()
 	defer cancel()
+	l := a.loop
+	l.hands = &workers{agent: a, ctx: ctx}
 	a.spawn(func() { a.connect(ctx) })
 	a.spawn(func() { a.watch(ctx) })
 	a.spawn(func() { a.observeLoop(ctx) })
@@ -113,29 +91,26 @@ func (a *Agent) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case u := <-a.updates:
-			a.take(ctx, u)
+			l.Take(u)
 		case o := <-a.seen:
-			a.see(ctx, o)
+			l.See(o)
 		case r := <-a.done:
-			a.finish(r)
+			l.Finish(r, time.Now())
 		case n := <-a.probed:
-			a.hear(n)
+			l.Hear(n, time.Now())
 		case c := <-a.counted:
-			a.count(c)
+			l.Counted(c, time.Now())
 		case r := <-a.followed:
-			a.networkDone(r)
+			l.NetworkDone(r, time.Now())
 		case id := <-a.oomed:
-			if t := a.tasks[id]; t != nil {
-				t.local.OOM = true
-			}
+			l.Killed(id)
 		case name := <-a.removed:
-			delete(a.volumes, name)
-			a.outbox.volumeRemoved(name)
+			l.VolumeRemoved(name)
 		case n := <-a.cfg.Notes:
-			a.outbox.note(n)
+			l.outbox.note(n)
 		case <-timer.C:
 		}
-		timer.Reset(a.step(ctx))
+		timer.Reset(l.Step(time.Now()))
 	}
 }
 
@@ -147,218 +122,88 @@ func (a *Agent) spawn(f func()) {
 	}()
 }
 
-// take merges an update into what is wanted.
-func (a *Agent) take(ctx context.Context, u agentapi.Update) {
-	if u.Node != nil {
-		a.net.config = u.Node
-	}
-	named := make(map[cluster.ID]bool, len(u.Assignments))
-	for i := range u.Assignments {
-		as := &u.Assignments[i]
-		named[as.Task.ID] = true
-		a.assign(as, u.Version)
-	}
-	for id, t := range a.tasks {
-		if u.Full && !named[id] {
-			a.unassign(t)
-		}
-	}
-	for _, id := range u.Removed {
-		if t := a.tasks[id]; t != nil {
-			a.unassign(t)
-		}
-	}
-	for _, name := range u.RemoveVolumes {
-		a.removeVolume(ctx, name)
-	}
-	a.synced = a.synced || u.Full
-	a.net.update(u.Version, u.Network)
-}
-
-func (a *Agent) assign(as *agentapi.Assignment, v cluster.Version) {
-	t := a.tasks[as.Task.ID]
-	if t == nil {
-		t = a.remember(as.Task.ID)
-	}
-	if t.want == nil {
-		w := as.Task
-		t.local.Status = cluster.Status{Task: w.ID, Observed: w.Observed, Ready: w.Ready, Drained: w.Drained, Exit: w.Exit, Reason: w.Reason, Started: w.Started}
-		t.local.Passed, t.local.Ready = w.Ready, w.Ready
-		t.local.Cleaned = false
-	}
-	if as.Task.Desired == cluster.DesiredDrain && t.drainVersion == 0 {
-		t.drainVersion = v
-	}
-	t.want = as
-	if as.Task.Desired >= cluster.DesiredStop && t.acting == ActStart && t.cancel != nil {
-		t.cancel() // no use in finishing a pull for it
+// look asks for a fresh observation.
+func (a *Agent) look() {
+	select {
+	case a.wake <- struct{}{}:
+	default:
 	}
 }
 
-func (a *Agent) unassign(t *task) {
-	t.want = nil
-	if t.cancel != nil && t.acting == ActStart {
-		t.cancel()
+// workers are the hands of a running agent: a goroutine for each thing to do. ctx is that of Run.
+type workers struct {
+	agent *Agent
+	ctx   context.Context
+}
+
+var _ Hands = (*workers)(nil)
+
+// tell hands an outcome to the loop, unless the agent ends first.
+func tell[T any](ctx context.Context, c chan<- T, v T) {
+	select {
+	case c <- v:
+	case <-ctx.Done():
 	}
 }
 
-func (a *Agent) remember(id cluster.ID) *task {
-	t := &task{id: id}
-	a.tasks[id] = t
-	return t
+// Act implements Hands.
+func (w *workers) Act(id cluster.ID, want *agentapi.Assignment, action Action) func() {
+	ctx, cancel := context.WithCancel(w.ctx)
+	w.agent.spawn(func() {
+		defer cancel()
+		tell(w.ctx, w.agent.done, w.agent.work(ctx, id, want, action))
+	})
+	return cancel
 }
 
-// see merges an observation.
-func (a *Agent) see(ctx context.Context, list []Observed) {
-	a.observed = true
-	have := make(map[cluster.ID]*Observed, len(list))
-	for i := range list {
-		have[list[i].Task] = &list[i]
-		if a.tasks[list[i].Task] == nil {
-			a.remember(list[i].Task)
-		}
-	}
-	for id, t := range a.tasks {
-		if !t.local.Busy {
-			t.have = have[id]
-		}
-	}
-	if d := a.cfg.Describe; d != nil {
-		a.outbox.describe(d(ctx))
-	}
+// Probe implements Hands.
+func (w *workers) Probe(p Probing) func() {
+	ctx, cancel := context.WithCancel(w.ctx)
+	run := &probing{agent: w.agent, task: p.Task, host: probeHost(p.Address), probes: p.Probes, since: p.Since, adopted: p.Adopted}
+	w.agent.spawn(func() { run.run(ctx) })
+	return cancel
 }
 
-// hear takes a probe's word.
-func (a *Agent) hear(n probeNews) {
-	t := a.tasks[n.task]
-	if t == nil || t.probing == nil {
-		return
-	}
-	t.local.Passed, t.local.Ready = t.local.Passed || n.passed, n.ready
-	if n.kill != "" {
-		t.local.Kill, t.local.Ready = n.kill, false
-		a.note(n.task, "task.unhealthy", n.kill)
-	}
-	if n.note != "" {
-		a.note(n.task, "task.not-ready", n.note)
-	}
-}
-
-func (a *Agent) note(id cluster.ID, kind, message string) {
-	a.outbox.note(agentapi.Note{Task: id, Type: kind, Message: message, At: time.Now()})
-}
-
-// step acts on everything that is due and returns the time to the next look.
-func (a *Agent) step(ctx context.Context) time.Duration {
-	now := time.Now()
-	if !a.observed || !a.synced {
-		return observeEvery // nothing is known well enough to act on it
-	}
-	a.followNetwork(ctx, now)
-	if !a.net.configured {
-		return untilRetry(a.net.retryAt, now)
-	}
-	// A status change can make the next action due at once; three rounds reach every fixed point Step has.
-	for range 3 {
-		views := make([]TaskView, 0, len(a.tasks))
-		for _, t := range a.tasks {
-			views = append(views, TaskView{ID: t.id, Want: t.want, Have: t.have, Local: t.local})
-		}
-		marked := false
-		for _, action := range Step(views, now) {
-			t := a.tasks[action.Task]
-			if action.Kind == ActMark {
-				t.local.Status = action.Status
-				a.outbox.status(action.Status)
-				marked = true
-				continue
-			}
-			a.act(ctx, t, action)
-		}
-		if !marked {
-			break
-		}
-	}
-	next := observeEvery
-	for _, t := range a.tasks {
-		a.probe(ctx, t)
-		next = min(next, a.drain(ctx, t, now))
-		next = min(next, untilRetry(t.local.RetryAt, now))
-	}
-	a.followNetwork(ctx, now)
-	next = min(next, untilRetry(a.net.retryAt, now))
-	a.outbox.acknowledge(a.net.done)
-	return max(next, time.Millisecond)
-}
-
-// untilRetry is the time to a retry that is set, else to the next observation.
-func untilRetry(at, now time.Time) time.Duration {
-	if wait := at.Sub(now); wait > 0 {
-		return min(wait, observeEvery)
-	}
-	return observeEvery
-}
-
-// probe starts and ends the probes of a task.
-func (a *Agent) probe(ctx context.Context, t *task) {
-	running := t.have != nil && t.have.State == ContainerRunning && t.want != nil && t.local.Attached &&
-		t.want.Task.Desired <= cluster.DesiredDrain && t.local.Kill == ""
-	switch {
-	case running && t.probing == nil && t.probes != nil && (t.probes.Ready != nil || t.probes.Live != nil || t.probes.Start != nil):
-		pctx, cancel := context.WithCancel(ctx)
-		t.probing = cancel
-		p := &probing{agent: a, task: t.id, host: probeHost(t.want.Task.Address), probes: *t.probes, since: t.have.Started, adopted: t.local.Ready}
-		a.spawn(func() { p.run(pctx) })
-	case !running && t.probing != nil:
-		t.probing()
-		t.probing = nil
-	}
-}
-
-// count is how many connections a draining task still has.
-type count struct {
-	task cluster.ID
-	open int
-	err  error
-}
-
-// drain looks at the connections of a draining task once the load balancers have left it.
-func (a *Agent) drain(ctx context.Context, t *task, now time.Time) time.Duration {
-	draining := t.want != nil && t.want.Task.Desired == cluster.DesiredDrain && !t.local.Idle &&
-		t.local.Status.Observed == cluster.ObservedRunning
-	if !draining {
-		return observeEvery
-	}
-	if t.counting || a.net.done < t.drainVersion {
-		return observeEvery // their answers wake the loop
-	}
-	if wait := t.drainLook.Sub(now); wait > 0 {
-		return wait
-	}
-	t.counting = true
-	address := t.want.Task.Address
-	a.spawn(func() {
-		c := count{task: t.id}
+// Count implements Hands.
+func (w *workers) Count(task cluster.ID, address netip.Addr) {
+	w.agent.spawn(func() {
+		c := Connections{Task: task}
 		if address.IsValid() {
-			c.open, c.err = a.cfg.Network.Connections(ctx, address)
+			c.Open, c.Err = w.agent.cfg.Network.Connections(w.ctx, address)
 		}
-		select {
-		case a.counted <- c:
-		case <-ctx.Done():
+		tell(w.ctx, w.agent.counted, c)
+	})
+}
+
+// FollowNetwork implements Hands.
+func (w *workers) FollowNetwork(n NetworkWork) {
+	w.agent.spawn(func() {
+		r := NetworkResult{Config: n.Config, Version: n.Version}
+		if n.Config != nil {
+			r.Err = w.agent.cfg.Network.Configure(w.ctx, *n.Config)
+		} else {
+			r.Err = w.agent.cfg.Network.Apply(w.ctx, *n.State)
+		}
+		tell(w.ctx, w.agent.followed, r)
+	})
+}
+
+// RemoveVolume implements Hands.
+func (w *workers) RemoveVolume(name string) {
+	w.agent.spawn(func() {
+		for wait := retryMin; ; wait = min(2*wait, retryMax) {
+			err := w.agent.cfg.Volumes.Remove(w.ctx, name)
+			if err == nil {
+				tell(w.ctx, w.agent.removed, name)
+				return
+			}
+			w.agent.cfg.Log.Warn("volume could not be removed", "volume", name, "err", err)
+			if !sleep(w.ctx, wait) {
+				return
+			}
 		}
 	})
-	return observeEvery
 }
 
-func (a *Agent) count(c count) {
-	t := a.tasks[c.task]
-	if t == nil {
-		return
-	}
-	t.counting, t.drainLook = false, time.Now().Add(drainEvery)
-	if c.err != nil {
-		a.cfg.Log.Warn("cannot count connections; the drain deadline decides", "task", c.task, "err", c.err)
-		return
-	}
-	t.local.Idle = c.open == 0
-}
+// Look implements Hands.
+func (w *workers) Look() { w.agent.look() }

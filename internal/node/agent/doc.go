@@ -12,6 +12,6 @@
 // manager's side refuses the rest); a version is acknowledged only after Network.Apply returned for it; containers are left
 // alone when the agent stops, and found again by Observe.
 //
-// Concurrency: Agent.Run owns one loop goroutine that holds all state. Workers, probes, the session's reader and writer and
+// Concurrency: Agent.Run owns one loop goroutine that holds all state (Loop, which has no clock and no goroutines). Workers, probes, the session's reader and writer and
 // the executor's event reader are its children; they talk to it over channels only, and Run returns after all of them.
 package agent

@@ -68,14 +68,6 @@ const intervalMin = 100 * time.Millisecond
 // outputMax bounds what is kept of a failed probe's answer.
 const outputMax = 200
 
-// probeNews is what a probing goroutine tells the loop.
-type probeNews struct {
-	task          cluster.ID
-	passed, ready bool
-	kill          string // the liveness probe gave up, and why
-	note          string // a change worth an event
-}
-
 // probing is one task's probes at work.
 type probing struct {
 	agent  *Agent
@@ -107,7 +99,7 @@ func (p *probing) run(ctx context.Context) {
 	if p.probes.Ready != nil {
 		p.loop(ctx, p.probes.Ready, true, shared)
 	} else {
-		p.tell(ctx, probeNews{passed: true, ready: true})
+		p.tell(ctx, News{Passed: true, Ready: true})
 	}
 	<-done
 }
@@ -125,7 +117,7 @@ func (p *probing) hold(ctx context.Context) bool {
 			return true
 		}
 		if v.failed() {
-			p.tell(ctx, probeNews{kill: fmt.Sprintf("its start probe failed %d times in a row: %v", v.failures, err)})
+			p.tell(ctx, News{Kill: fmt.Sprintf("its start probe failed %d times in a row: %v", v.failures, err)})
 			return false
 		}
 		if !sleep(ctx, v.interval()) {
@@ -143,13 +135,13 @@ func (p *probing) loop(ctx context.Context, probe *spec.Probe, ready, live bool)
 		}
 		changed := v.observe(err == nil, time.Now())
 		if live && v.failed() {
-			p.tell(ctx, probeNews{passed: v.passed, kill: fmt.Sprintf("its liveness probe failed %d times in a row: %v", v.failures, err)})
+			p.tell(ctx, News{Passed: v.passed, Kill: fmt.Sprintf("its liveness probe failed %d times in a row: %v", v.failures, err)})
 			return
 		}
 		if ready && changed {
-			n := probeNews{passed: v.passed, ready: v.ok}
+			n := News{Passed: v.passed, Ready: v.ok}
 			if !v.ok {
-				n.note = fmt.Sprintf("its ready probe failed %d times in a row: %v; it gets no traffic", v.failures, err)
+				n.Note = fmt.Sprintf("its ready probe failed %d times in a row: %v; it gets no traffic", v.failures, err)
 			}
 			p.tell(ctx, n)
 		}
@@ -159,12 +151,9 @@ func (p *probing) loop(ctx context.Context, probe *spec.Probe, ready, live bool)
 	}
 }
 
-func (p *probing) tell(ctx context.Context, n probeNews) {
-	n.task = p.task
-	select {
-	case p.agent.probed <- n:
-	case <-ctx.Done():
-	}
+func (p *probing) tell(ctx context.Context, n News) {
+	n.Task = p.task
+	tell(ctx, p.agent.probed, n)
 }
 
 // ask puts the question once; nil is a pass.

@@ -1,0 +1,98 @@
+package agent
+
+import (
+	"time"
+
+	"baton/internal/model/cluster"
+	"baton/internal/wire/agentapi"
+)
+
+// NetworkWork is one thing for the network to do: Config when it is set, else State.
+type NetworkWork struct {
+	Config  *agentapi.NodeConfig
+	State   *agentapi.NetworkState
+	Version cluster.Version // that the load balancers follow once State is applied
+}
+
+// NetworkResult ends a NetworkWork.
+type NetworkResult struct {
+	Config  *agentapi.NodeConfig // set after a configuration
+	Version cluster.Version
+	Err     error
+}
+
+// netState is the loop's view of the node's network.
+type netState struct {
+	configured  bool                 // Configure has returned for some config
+	config      *agentapi.NodeConfig // waiting to be applied
+	want        *agentapi.NetworkState
+	version     cluster.Version // newest update
+	done        cluster.Version // newest version the load balancers follow
+	dirty, busy bool
+	tries       int
+	retryAt     time.Time
+}
+
+func (n *netState) update(v cluster.Version, s *agentapi.NetworkState) {
+	n.version = v
+	if s != nil {
+		n.want, n.dirty = s, true
+	}
+	if !n.dirty && !n.busy {
+		n.done = v
+	}
+}
+
+// followNetwork starts what the network has to do next, when the last thing is over: its configuration, then the newest
+// state. Tasks that run already find their place in between: without it the host ports among the rules would be missing.
+func (l *Loop) followNetwork(now time.Time) {
+	n := &l.net
+	if n.busy || now.Before(n.retryAt) {
+		return
+	}
+	switch {
+	case n.config != nil:
+		n.busy = true
+		l.hands.FollowNetwork(NetworkWork{Config: n.config})
+	case n.configured && n.dirty && n.want != nil && !l.adopting():
+		n.dirty, n.busy = false, true
+		l.hands.FollowNetwork(NetworkWork{State: n.want, Version: n.version})
+	}
+}
+
+// adopting reports whether a container that ran before this agent still waits for its network place.
+func (l *Loop) adopting() bool {
+	for _, t := range l.tasks {
+		if t.want != nil && t.have != nil && t.have.State == ContainerRunning && !t.local.Attached && t.tries == 0 &&
+			t.want.Task.Desired < cluster.DesiredStop && t.acting != ActStart {
+			return true
+		}
+	}
+	return false
+}
+
+// NetworkDone takes the end of a NetworkWork.
+func (l *Loop) NetworkDone(r NetworkResult, now time.Time) {
+	n := &l.net
+	n.busy = false
+	if r.Err != nil {
+		n.tries++
+		n.dirty = n.dirty || r.Config == nil
+		n.retryAt = now.Add(min(retryMin<<min(n.tries-1, 6), retryMax))
+		l.log.Error("network does not follow", "version", r.Version, "err", r.Err)
+		l.note(cluster.ID{}, "node.network-failed", r.Err.Error(), now)
+		return
+	}
+	n.tries, n.retryAt = 0, time.Time{}
+	if r.Config != nil {
+		n.configured = true
+		if n.config == r.Config {
+			n.config = nil
+		}
+		return
+	}
+	n.done = r.Version
+	if !n.dirty {
+		n.done = n.version
+	}
+}

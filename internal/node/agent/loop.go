@@ -1,0 +1,393 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+
+	"baton/internal/model/cluster"
+	"baton/internal/model/spec"
+	"baton/internal/wire/agentapi"
+)
+
+// Hands carry out what a Loop decides. Every method returns at once; the outcome comes back through the method of Loop that
+// its comment names, in the loop's own goroutine. Agent has hands that start goroutines; a simulation has hands that put
+// the outcome into its queue.
+type Hands interface {
+	// Act carries out one action for a task, then Finish. The returned function breaks it off.
+	Act(id cluster.ID, want *agentapi.Assignment, action Action) (cancel func())
+	// Probe asks the task's probes until cancelled; each change of their word goes to Hear.
+	Probe(p Probing) (cancel func())
+	// Count counts the open connections of a draining task, then Counted.
+	Count(task cluster.ID, address netip.Addr)
+	// FollowNetwork configures the network or applies a state, then NetworkDone.
+	FollowNetwork(w NetworkWork)
+	// RemoveVolume deletes a volume, trying until it works, then VolumeRemoved.
+	RemoveVolume(name string)
+	// Look makes a fresh observation, then See.
+	Look()
+}
+
+// Probing is what there is to ask of a task.
+type Probing struct {
+	Task    cluster.ID
+	Address netip.Addr // zero: the node's own
+	Probes  spec.Probes
+	Since   time.Time // process start
+	// Adopted is true when the task was ready before this agent started: its word holds until the probe says otherwise.
+	Adopted bool
+}
+
+// Result ends an action.
+type Result struct {
+	Task cluster.ID
+	Kind ActionKind
+	Err  error
+	// Probes are the task's, with the image's health check filled in; set by ActStart and ActAdopt when they worked.
+	Probes *spec.Probes
+}
+
+// News is what the probes of a task say.
+type News struct {
+	Task cluster.ID
+	// Passed is true once they passed; Ready is their word now.
+	Passed, Ready bool
+	Kill          string // the liveness probe gave up, and why
+	Note          string // a change worth an event
+}
+
+// Connections is how many connections a draining task still has.
+type Connections struct {
+	Task cluster.ID
+	Open int
+	Err  error
+}
+
+// task is all the loop knows of one task.
+type task struct {
+	id    cluster.ID
+	want  *agentapi.Assignment
+	have  *Observed
+	local Local
+
+	tries   int
+	cancel  func() // of the worker
+	acting  ActionKind
+	probes  *spec.Probes // with the image's health check filled in; nil: not known yet
+	probing func()       // ends the probes
+	// drainVersion is the update that told the task to drain; drainLook is when its connections are counted next.
+	drainVersion cluster.Version
+	drainLook    time.Time
+	counting     bool
+}
+
+// Loop is the agent without its goroutines: the state of every task between what is wanted and what is seen, and what is
+// to be reported of it. It has no clock and starts nothing, so that the running agent and the simulation use it as it is:
+// tell it what happened, then Step. It belongs to one goroutine; only its Outbox may be used by another one.
+type Loop struct {
+	hands    Hands
+	log      *slog.Logger
+	tasks    map[cluster.ID]*task
+	outbox   *Outbox
+	observed bool // at least one observation came in
+	synced   bool // at least one full update came in
+	net      netState
+	volumes  map[string]bool // being removed
+}
+
+// NewLoop makes a loop that knows nothing.
+func NewLoop(hands Hands, log *slog.Logger) *Loop {
+	return &Loop{hands: hands, log: log, tasks: make(map[cluster.ID]*task), outbox: newOutbox(), volumes: make(map[string]bool)}
+}
+
+// Outbox is where reports are taken from.
+func (l *Loop) Outbox() *Outbox { return l.outbox }
+
+// sorted lists the tasks by id: what is done first must not depend on the order of a map.
+func (l *Loop) sorted() []*task {
+	out := make([]*task, 0, len(l.tasks))
+	for _, t := range l.tasks {
+		out = append(out, t)
+	}
+	slices.SortFunc(out, func(a, b *task) int { return slices.Compare(a.id[:], b.id[:]) })
+	return out
+}
+
+// Take merges an update into what is wanted.
+func (l *Loop) Take(u agentapi.Update) {
+	if u.Node != nil {
+		l.net.config = u.Node
+	}
+	named := make(map[cluster.ID]bool, len(u.Assignments))
+	for i := range u.Assignments {
+		as := &u.Assignments[i]
+		named[as.Task.ID] = true
+		l.assign(as, u.Version)
+	}
+	if u.Full {
+		for _, t := range l.sorted() {
+			if !named[t.id] {
+				l.unassign(t)
+			}
+		}
+	}
+	for _, id := range u.Removed {
+		if t := l.tasks[id]; t != nil {
+			l.unassign(t)
+		}
+	}
+	for _, name := range u.RemoveVolumes {
+		if !l.volumes[name] {
+			l.volumes[name] = true
+			l.hands.RemoveVolume(name)
+		}
+	}
+	l.synced = l.synced || u.Full
+	l.net.update(u.Version, u.Network)
+}
+
+func (l *Loop) assign(as *agentapi.Assignment, v cluster.Version) {
+	t := l.tasks[as.Task.ID]
+	if t == nil {
+		t = l.remember(as.Task.ID)
+	}
+	if t.want == nil {
+		w := as.Task
+		t.local.Status = cluster.Status{Task: w.ID, Observed: w.Observed, Ready: w.Ready, Drained: w.Drained, Exit: w.Exit, Reason: w.Reason, Started: w.Started}
+		t.local.Passed, t.local.Ready = w.Ready, w.Ready
+		t.local.Cleaned = false
+	}
+	if as.Task.Desired == cluster.DesiredDrain && t.drainVersion == 0 {
+		t.drainVersion = v
+	}
+	t.want = as
+	if as.Task.Desired >= cluster.DesiredStop && t.acting == ActStart && t.cancel != nil {
+		t.cancel() // no use in finishing a pull for it
+	}
+}
+
+func (l *Loop) unassign(t *task) {
+	t.want = nil
+	if t.cancel != nil && t.acting == ActStart {
+		t.cancel()
+	}
+}
+
+func (l *Loop) remember(id cluster.ID) *task {
+	t := &task{id: id}
+	l.tasks[id] = t
+	return t
+}
+
+// See merges an observation of all containers.
+func (l *Loop) See(list []Observed) {
+	l.observed = true
+	have := make(map[cluster.ID]*Observed, len(list))
+	for i := range list {
+		have[list[i].Task] = &list[i]
+		if l.tasks[list[i].Task] == nil {
+			l.remember(list[i].Task)
+		}
+	}
+	for id, t := range l.tasks {
+		if !t.local.Busy {
+			t.have = have[id]
+		}
+	}
+}
+
+// Killed notes that the kernel killed a process of the task for memory.
+func (l *Loop) Killed(id cluster.ID) {
+	if t := l.tasks[id]; t != nil {
+		t.local.OOM = true
+	}
+}
+
+// Hear takes the probes' word.
+func (l *Loop) Hear(n News, now time.Time) {
+	t := l.tasks[n.Task]
+	if t == nil || t.probing == nil {
+		return
+	}
+	t.local.Passed, t.local.Ready = t.local.Passed || n.Passed, n.Ready
+	if n.Kill != "" {
+		t.local.Kill, t.local.Ready = n.Kill, false
+		l.note(n.Task, "task.unhealthy", n.Kill, now)
+	}
+	if n.Note != "" {
+		l.note(n.Task, "task.not-ready", n.Note, now)
+	}
+}
+
+// VolumeRemoved takes the end of a volume.
+func (l *Loop) VolumeRemoved(name string) {
+	delete(l.volumes, name)
+	l.outbox.volumeRemoved(name)
+}
+
+func (l *Loop) note(id cluster.ID, kind, message string, now time.Time) {
+	l.outbox.note(agentapi.Note{Task: id, Type: kind, Message: message, At: now})
+}
+
+// Step acts on everything that is due and returns the time to the next look.
+func (l *Loop) Step(now time.Time) time.Duration {
+	if !l.observed || !l.synced {
+		return observeEvery // nothing is known well enough to act on it
+	}
+	l.followNetwork(now)
+	if !l.net.configured {
+		return untilRetry(l.net.retryAt, now)
+	}
+	// A status change can make the next action due at once; three rounds reach every fixed point Step has.
+	for range 3 {
+		tasks := l.sorted()
+		views := make([]TaskView, 0, len(tasks))
+		for _, t := range tasks {
+			views = append(views, TaskView{ID: t.id, Want: t.want, Have: t.have, Local: t.local})
+		}
+		marked := false
+		for _, action := range Step(views, now) {
+			t := l.tasks[action.Task]
+			if action.Kind == ActMark {
+				t.local.Status = action.Status
+				l.outbox.status(action.Status)
+				marked = true
+				continue
+			}
+			l.act(t, action, now)
+		}
+		if !marked {
+			break
+		}
+	}
+	next := observeEvery
+	for _, t := range l.sorted() {
+		l.probe(t)
+		next = min(next, l.drain(t, now))
+		next = min(next, untilRetry(t.local.RetryAt, now))
+	}
+	l.followNetwork(now)
+	next = min(next, untilRetry(l.net.retryAt, now))
+	l.outbox.acknowledge(l.net.done)
+	return max(next, time.Millisecond)
+}
+
+// untilRetry is the time to a retry that is set, else to the next observation.
+func untilRetry(at, now time.Time) time.Duration {
+	if wait := at.Sub(now); wait > 0 {
+		return min(wait, observeEvery)
+	}
+	return observeEvery
+}
+
+// act makes the hands work for the task. The loop leaves the task alone until their result arrives.
+func (l *Loop) act(t *task, action Action, now time.Time) {
+	t.local.Busy, t.acting = true, action.Kind
+	if action.Kind == ActStart && t.local.Status.Observed < cluster.ObservedPreparing {
+		t.local.Status.Observed, t.local.Status.At = cluster.ObservedPreparing, now
+		l.outbox.status(t.local.Status)
+	}
+	if action.Kind == ActForget {
+		delete(l.tasks, t.id)
+		l.outbox.forget(t.id)
+	}
+	t.cancel = l.hands.Act(t.id, t.want, action)
+}
+
+// Finish takes the result of an action.
+func (l *Loop) Finish(r Result, now time.Time) {
+	t := l.tasks[r.Task]
+	if t == nil || t.acting != r.Kind {
+		return // forgotten meanwhile
+	}
+	t.local.Busy, t.cancel, t.acting = false, nil, ""
+	if r.Err != nil {
+		l.failed(t, r, now)
+		return
+	}
+	t.tries, t.local.RetryAt = 0, time.Time{}
+	switch r.Kind {
+	case ActStart, ActAdopt:
+		t.local.Attached, t.probes = true, r.Probes
+		t.local.Probed = r.Probes.Ready != nil || r.Probes.Start != nil
+	case ActClean:
+		t.local.Cleaned, t.local.Attached, t.have = true, false, nil
+	}
+	l.hands.Look()
+}
+
+// failed decides what an error means: a rejection is final, anything else is tried again.
+func (l *Loop) failed(t *task, r Result, now time.Time) {
+	t.tries++
+	t.local.RetryAt = now.Add(min(retryMin<<min(t.tries-1, 6), retryMax))
+	if errors.Is(r.Err, context.Canceled) {
+		t.local.RetryAt = time.Time{}
+		return
+	}
+	l.log.Warn("task action did not work", "task", t.id, "action", r.Kind, "try", t.tries, "err", r.Err)
+	if r.Kind != ActStart {
+		return
+	}
+	s := t.local.Status
+	s.Reason, s.At = r.Err.Error(), now
+	var reject *RejectError
+	var pull *PullError
+	switch {
+	case errors.As(r.Err, &reject):
+		s.Observed, s.Reason = cluster.ObservedRejected, reject.Error()
+	case t.tries >= startTriesMax && !errors.As(r.Err, &pull):
+		s.Observed, s.Reason = cluster.ObservedFailed, fmt.Sprintf("could not be started in %d tries: %v", t.tries, r.Err)
+	}
+	t.local.Status = s
+	l.outbox.status(s)
+	l.hands.Look()
+}
+
+// probe starts and ends the probes of a task.
+func (l *Loop) probe(t *task) {
+	running := t.have != nil && t.have.State == ContainerRunning && t.want != nil && t.local.Attached &&
+		t.want.Task.Desired <= cluster.DesiredDrain && t.local.Kill == ""
+	switch {
+	case running && t.probing == nil && t.probes != nil && cmp.Or(t.probes.Ready, t.probes.Live, t.probes.Start) != nil:
+		t.probing = l.hands.Probe(Probing{
+			Task: t.id, Address: t.want.Task.Address, Probes: *t.probes, Since: t.have.Started, Adopted: t.local.Ready,
+		})
+	case !running && t.probing != nil:
+		t.probing()
+		t.probing = nil
+	}
+}
+
+// drain looks at the connections of a draining task once the load balancers have left it.
+func (l *Loop) drain(t *task, now time.Time) time.Duration {
+	draining := t.want != nil && t.want.Task.Desired == cluster.DesiredDrain && !t.local.Idle &&
+		t.local.Status.Observed == cluster.ObservedRunning
+	if !draining || t.counting || l.net.done < t.drainVersion {
+		return observeEvery // what ends the wait wakes the loop
+	}
+	if wait := t.drainLook.Sub(now); wait > 0 {
+		return wait
+	}
+	t.counting = true
+	l.hands.Count(t.id, t.want.Task.Address)
+	return observeEvery
+}
+
+// Counted takes the number of open connections.
+func (l *Loop) Counted(c Connections, now time.Time) {
+	t := l.tasks[c.Task]
+	if t == nil {
+		return
+	}
+	t.counting, t.drainLook = false, now.Add(drainEvery)
+	if c.Err != nil {
+		l.log.Warn("cannot count connections; the drain deadline decides", "task", c.Task, "err", c.Err)
+		return
+	}
+	t.local.Idle = c.Open == 0
+}
