@@ -89,11 +89,11 @@ func (c *Controller) follow(ctx context.Context) error {
 		case <-timer.C:
 		}
 		wait := idleMax
-		err := c.work(ctx, engine, cursor)
+		err := Work(ctx, Turn{Engine: engine, Cursor: cursor, Log: c.cfg.Log, Acks: c.cfg.Acks, Now: time.Now})
 		switch at := engine.WakeAt(); {
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case errors.Is(err, consensus.ErrUnknown), errors.Is(err, errMerge):
+		case StartOver(err):
 			return err
 		case err != nil:
 			c.cfg.Logger.Error("planning", "err", err)
@@ -108,21 +108,44 @@ func (c *Controller) follow(ctx context.Context) error {
 // errMerge means that the store holds something that the engine cannot make sense of.
 var errMerge = errors.New("state not understood")
 
-// work decides and writes until nothing is left to do.
-func (c *Controller) work(ctx context.Context, e *Engine, cursor *store.Cursor) error {
+// StartOver reports whether an error of Work means that the engine's books may not be what is stored: it must be made anew,
+// after a barrier. After any other error the same engine goes on, a moment later.
+func StartOver(err error) bool {
+	return errors.Is(err, consensus.ErrUnknown) || errors.Is(err, errMerge)
+}
+
+// Turn is what one run of Work uses.
+type Turn struct {
+	Engine *Engine
+	Cursor *store.Cursor // of Engine alone, from the beginning
+	Log    Proposer
+	Acks   Acknowledged
+	Now    func() time.Time
+}
+
+// Proposer commits transactions.
+type Proposer interface {
+	Propose(ctx context.Context, t store.Txn) (store.Version, error)
+}
+
+// Acknowledged is the part of Acks that decisions rest on.
+type Acknowledged interface{ Acked() cluster.Version }
+
+// Work decides and writes until nothing is left to do.
+func Work(ctx context.Context, t Turn) error {
 	for {
-		if err := e.Merge(cursor.Collect()); err != nil {
+		if err := t.Engine.Merge(t.Cursor.Collect()); err != nil {
 			return fmt.Errorf("%w: %w", errMerge, err)
 		}
-		d, ok, err := e.Next(time.Now(), c.cfg.Acks.Acked())
+		d, ok, err := t.Engine.Next(t.Now(), t.Acks.Acked())
 		if err != nil {
 			return fmt.Errorf("%s: %w", d.About, err)
 		}
 		if !ok {
 			return nil
 		}
-		_, err = c.cfg.Log.Propose(ctx, d.Txn)
-		e.Done(d, err)
+		_, err = t.Log.Propose(ctx, d.Txn)
+		t.Engine.Done(d, err)
 		if err != nil && !errors.Is(err, store.ErrConflict) {
 			return fmt.Errorf("%s: %w", d.About, err)
 		}

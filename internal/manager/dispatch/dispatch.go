@@ -7,15 +7,18 @@
 // every connected node said its load balancers follow; a status that would move a task backwards is dropped.
 //
 // Concurrency: Run owns one goroutine that reads the cursor and fills the sessions' mailboxes, and one that writes reports.
-// Sessions are used by their agents' goroutines and share only the mailbox and a queue with them.
+// Sessions are used by their agents' goroutines and share only the mailbox and a queue with them. Without Run, one goroutine
+// may take its turns itself (Follow, WriteReports, Session.Poll), as the simulation does.
 package dispatch
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -41,6 +44,8 @@ type Config struct {
 	Opener Opener
 	Logger *slog.Logger
 	Now    func() time.Time
+	// IDs gives the ids of events; nil: the system's randomness.
+	IDs io.Reader
 }
 
 const (
@@ -57,27 +62,31 @@ type Dispatcher struct {
 	cfg Config
 
 	mu       sync.Mutex
-	sessions map[cluster.ID]*session
+	sessions map[cluster.ID]*Session
 	joined   chan struct{} // a session was added
 	acks     chan struct{} // the acknowledged version may have grown
 	reports  chan nodeReport
 	stopped  chan struct{}
+
+	view *view // used by Follow only
 }
 
 type nodeReport struct {
-	node   cluster.ID
-	report agentapi.Report
+	session *Session
+	node    cluster.ID
+	report  agentapi.Report
 }
 
 // New makes a dispatcher; Run makes it work.
 func New(cfg Config) *Dispatcher {
 	return &Dispatcher{
 		cfg:      cfg,
-		sessions: make(map[cluster.ID]*session),
+		sessions: make(map[cluster.ID]*Session),
 		joined:   make(chan struct{}, 1),
 		acks:     make(chan struct{}, 1),
 		reports:  make(chan nodeReport, reportsMax),
 		stopped:  make(chan struct{}),
+		view:     newView(cfg.Opener, cfg.Logger),
 	}
 }
 
@@ -93,11 +102,8 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	}()
 	defer writer.Wait()
 	defer close(d.stopped)
-	cursor := d.cfg.Store.Changes(0, store.Filter{Kinds: []cluster.Kind{
-		cluster.KindTask, cluster.KindService, cluster.KindNetwork, cluster.KindVolume, cluster.KindNode, cluster.KindSettings,
-	}})
+	cursor := d.cfg.Store.Changes(0, Watched())
 	defer cursor.Close()
-	view := newView(d.cfg.Opener, d.cfg.Logger)
 	for {
 		select {
 		case <-ctx.Done():
@@ -106,12 +112,25 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 		case <-cursor.Wait():
 		case <-d.joined:
 		}
-		view.merge(cursor.Collect())
-		for _, s := range d.connected() {
-			view.fill(s)
-		}
-		d.acked()
+		d.Follow(cursor.Collect())
 	}
+}
+
+// Watched is what a cursor for Follow must see.
+func Watched() store.Filter {
+	return store.Filter{Kinds: []cluster.Kind{
+		cluster.KindTask, cluster.KindService, cluster.KindNetwork, cluster.KindVolume, cluster.KindNode, cluster.KindSettings,
+	}}
+}
+
+// Follow takes what changed in the store and posts to every session what its agent does not know yet. The changes must come
+// in order from one cursor, the first from the beginning.
+func (d *Dispatcher) Follow(delta store.Delta) {
+	d.view.merge(delta)
+	for _, s := range d.connected() {
+		d.view.fill(s)
+	}
+	d.acked()
 }
 
 // Connect implements agentapi.Connector for agents of the same process. An older session of the node is closed.
@@ -143,7 +162,7 @@ func (d *Dispatcher) register(ctx context.Context, h agentapi.Hello) error {
 		now := d.cfg.Now()
 		if n.State != cluster.NodeReady {
 			n.State, n.StateSince = cluster.NodeReady, now
-			t.Put(event(now, "node.ready", "the node connected", func(e *cluster.Event) { e.Node = n.ID }))
+			t.Put(d.event(now, "node.ready", "the node connected", func(e *cluster.Event) { e.Node = n.ID }))
 		}
 		n.Description = h.Description
 		t.Put(n)
@@ -170,13 +189,14 @@ func (d *Dispatcher) Acks() <-chan struct{} { return d.acks }
 
 func (d *Dispatcher) acked() { notify(d.acks) }
 
-func (d *Dispatcher) connected() []*session {
+func (d *Dispatcher) connected() []*Session {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	out := make([]*session, 0, len(d.sessions))
+	out := make([]*Session, 0, len(d.sessions))
 	for _, s := range d.sessions {
 		out = append(out, s)
 	}
+	slices.SortFunc(out, func(a, b *Session) int { return compareIDs(a.node, b.node) })
 	return out
 }
 
@@ -187,7 +207,7 @@ func (d *Dispatcher) closeAll() {
 }
 
 // leave takes a session off the list, unless the node has a newer one.
-func (d *Dispatcher) leave(s *session) {
+func (d *Dispatcher) leave(s *Session) {
 	d.mu.Lock()
 	if d.sessions[s.node] == s {
 		delete(d.sessions, s.node)
@@ -217,8 +237,8 @@ func notify(c chan struct{}) {
 	}
 }
 
-func event(now time.Time, kind, message string, link func(*cluster.Event)) *cluster.Event {
-	e := &cluster.Event{Meta: cluster.Meta{ID: cluster.NewID(nil), Created: now}, At: now, Type: kind, Message: message, Who: "node"}
+func (d *Dispatcher) event(now time.Time, kind, message string, link func(*cluster.Event)) *cluster.Event {
+	e := &cluster.Event{Meta: cluster.Meta{ID: cluster.NewID(d.cfg.IDs), Created: now}, At: now, Type: kind, Message: message, Who: "node"}
 	link(e)
 	return e
 }

@@ -19,30 +19,48 @@ func errGone(what string, id cluster.ID) error {
 // that a conflict on one does not hold up the others; the log commits them as a group.
 func (d *Dispatcher) write(ctx context.Context) {
 	for {
-		var batch []nodeReport
+		var first nodeReport
 		select {
 		case <-ctx.Done():
 			return
-		case r := <-d.reports:
-			batch = append(batch, r)
+		case first = <-d.reports:
 		}
-		for more := true; more && len(batch) < reportsMax; {
-			select {
-			case r := <-d.reports:
-				batch = append(batch, r)
-			default:
-				more = false
-			}
-		}
-		d.writeBatch(ctx, batch)
+		d.writeAll(ctx, d.split(d.waiting([]nodeReport{first})))
 	}
 }
 
-func (d *Dispatcher) writeBatch(ctx context.Context, batch []nodeReport) {
+// WriteReports writes the reports that wait, one after another; it never blocks on more. It is for callers without Run.
+func (d *Dispatcher) WriteReports(ctx context.Context) {
+	for _, r := range d.split(d.waiting(nil)) {
+		d.finish(ctx, r)
+	}
+}
+
+// waiting adds the reports that wait to batch.
+func (d *Dispatcher) waiting(batch []nodeReport) []nodeReport {
+	for len(batch) < reportsMax {
+		select {
+		case r := <-d.reports:
+			batch = append(batch, r)
+		default:
+			return batch
+		}
+	}
+	return batch
+}
+
+// writing is one transaction's worth of a report.
+type writing struct {
+	session *Session
+	do      func(context.Context) error
+}
+
+// split makes what is to be written of a batch: of each task the newest status.
+func (d *Dispatcher) split(batch []nodeReport) []writing {
 	latest := make(map[cluster.ID]nodeReport) // task → the report that has its newest status
 	var order []cluster.ID
 	status := make(map[cluster.ID]cluster.Status)
-	var work []func() error
+	var work []writing
 	for _, r := range batch {
 		for _, s := range r.report.Tasks {
 			if _, ok := latest[s.Task]; !ok {
@@ -51,26 +69,37 @@ func (d *Dispatcher) writeBatch(ctx context.Context, batch []nodeReport) {
 			latest[s.Task], status[s.Task] = r, s
 		}
 		if r.report.Description != nil || len(r.report.VolumesRemoved) > 0 || len(r.report.Notes) > 0 {
-			work = append(work, func() error { return d.writeNode(ctx, r) })
+			work = append(work, writing{r.session, func(ctx context.Context) error { return d.writeNode(ctx, r) }})
 		}
 	}
 	for _, id := range order {
-		work = append(work, func() error { return d.writeStatus(ctx, latest[id].node, status[id]) })
+		r, s := latest[id], status[id]
+		work = append(work, writing{r.session, func(ctx context.Context) error { return d.writeStatus(ctx, r.node, s) }})
 	}
+	return work
+}
+
+func (d *Dispatcher) writeAll(ctx context.Context, work []writing) {
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, proposeMax)
-	for _, f := range work {
+	for _, w := range work {
 		slots <- struct{}{}
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
 			defer func() { <-slots }()
-			if err := f(); err != nil && ctx.Err() == nil {
-				d.cfg.Logger.Error("report not written", "err", err)
-			}
+			d.finish(ctx, w)
 		}()
 	}
 	wg.Wait()
+}
+
+// finish writes and, when that does not work, ends the session: the agent connects anew and tells everything again.
+func (d *Dispatcher) finish(ctx context.Context, w writing) {
+	if err := w.do(ctx); err != nil && ctx.Err() == nil {
+		d.cfg.Logger.Error("report not written; its node is to report anew", "node", w.session.node, "err", err)
+		w.session.end()
+	}
 }
 
 // writeStatus moves one task forward.
@@ -91,7 +120,7 @@ func (d *Dispatcher) writeStatus(ctx context.Context, node cluster.ID, s cluster
 		}
 		t.Put(task)
 		if kind, message := transition(old, task); kind != "" {
-			t.Put(event(d.cfg.Now(), kind, message, func(e *cluster.Event) {
+			t.Put(d.event(d.cfg.Now(), kind, message, func(e *cluster.Event) {
 				e.Task, e.Service, e.Stack, e.Node, e.Slot = task.ID, task.Service, task.Stack, task.Node, task.Slot
 			}))
 		}
@@ -133,20 +162,20 @@ func (d *Dispatcher) writeNode(ctx context.Context, r nodeReport) error {
 		for vol := range store.All[*cluster.Volume](snap) {
 			if vol.Removing && vol.Node == r.node && slices.Contains(r.report.VolumesRemoved, vol.Name) {
 				t.Delete(vol)
-				t.Put(event(d.cfg.Now(), "volume.removed", "volume "+vol.Name+" was removed", func(e *cluster.Event) {
+				t.Put(d.event(d.cfg.Now(), "volume.removed", "volume "+vol.Name+" was removed", func(e *cluster.Event) {
 					e.Stack, e.Node = vol.Stack, r.node
 				}))
 			}
 		}
 		for _, n := range r.report.Notes {
-			t.Put(noteEvent(snap, r.node, n))
+			t.Put(d.noteEvent(snap, r.node, n))
 		}
 		return t, nil
 	})
 }
 
-func noteEvent(snap store.Snapshot, node cluster.ID, n agentapi.Note) *cluster.Event {
-	return event(n.At, n.Type, n.Message, func(e *cluster.Event) {
+func (d *Dispatcher) noteEvent(snap store.Snapshot, node cluster.ID, n agentapi.Note) *cluster.Event {
+	return d.event(n.At, n.Type, n.Message, func(e *cluster.Event) {
 		e.Node = node
 		if task, ok := store.Get[*cluster.Task](snap, n.Task); ok {
 			e.Task, e.Service, e.Stack, e.Slot = task.ID, task.Service, task.Stack, task.Slot

@@ -8,9 +8,9 @@ import (
 	"baton/internal/wire/agentapi"
 )
 
-// session is one connected agent. Its mailbox holds at most one update: newer ones are merged into it, so that a slow
+// Session is one connected agent. Its mailbox holds at most one update: newer ones are merged into it, so that a slow
 // agent costs a bounded amount of memory.
-type session struct {
+type Session struct {
 	dispatcher *Dispatcher
 	node       cluster.ID
 
@@ -36,8 +36,8 @@ type sentTask struct {
 	desired cluster.Desired
 }
 
-func newSession(d *Dispatcher, node cluster.ID) *session {
-	return &session{
+func newSession(d *Dispatcher, node cluster.ID) *Session {
+	return &Session{
 		dispatcher: d, node: node,
 		sent:    make(map[cluster.ID]sentTask),
 		volumes: make(map[string]bool),
@@ -46,10 +46,10 @@ func newSession(d *Dispatcher, node cluster.ID) *session {
 	}
 }
 
-var _ agentapi.Session = (*session)(nil)
+var _ agentapi.Session = (*Session)(nil)
 
 // Recv implements agentapi.Session.
-func (s *session) Recv(ctx context.Context) (agentapi.Update, error) {
+func (s *Session) Recv(ctx context.Context) (agentapi.Update, error) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -58,18 +58,34 @@ func (s *session) Recv(ctx context.Context) (agentapi.Update, error) {
 			return agentapi.Update{}, ErrClosed
 		case <-s.waiting:
 		}
-		s.mu.Lock()
-		u := s.mailbox
-		s.mailbox = nil
-		s.mu.Unlock()
-		if u != nil {
-			return *u, nil
+		if u, ok := s.Poll(); ok {
+			return u, nil
 		}
 	}
 }
 
+// Poll takes the update that waits, if one does.
+func (s *Session) Poll() (agentapi.Update, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	u := s.mailbox
+	s.mailbox = nil
+	if u == nil {
+		return agentapi.Update{}, false
+	}
+	return *u, true
+}
+
+// Ended is closed with the session.
+func (s *Session) Ended() <-chan struct{} { return s.ended }
+
 // Send implements agentapi.Session.
-func (s *session) Send(ctx context.Context, r agentapi.Report) error {
+func (s *Session) Send(ctx context.Context, r agentapi.Report) error {
+	select {
+	case <-s.ended:
+		return ErrClosed // what it says may be older than what the node's next session said
+	default:
+	}
 	s.mu.Lock()
 	grown := r.Applied > s.applied
 	s.applied = max(s.applied, r.Applied)
@@ -81,7 +97,7 @@ func (s *session) Send(ctx context.Context, r agentapi.Report) error {
 		return nil
 	}
 	select {
-	case s.dispatcher.reports <- nodeReport{node: s.node, report: r}:
+	case s.dispatcher.reports <- nodeReport{session: s, node: s.node, report: r}:
 		return nil
 	case <-s.ended:
 		return ErrClosed
@@ -93,12 +109,12 @@ func (s *session) Send(ctx context.Context, r agentapi.Report) error {
 }
 
 // Close implements agentapi.Session.
-func (s *session) Close() error {
+func (s *Session) Close() error {
 	s.end()
 	return nil
 }
 
-func (s *session) end() {
+func (s *Session) end() {
 	s.once.Do(func() {
 		close(s.ended)
 		s.dispatcher.leave(s)
@@ -107,7 +123,7 @@ func (s *session) end() {
 
 // ackedVersion is what this node's load balancers follow: when everything posted is applied, whatever was looked at since
 // has brought nothing new for it.
-func (s *session) ackedVersion() cluster.Version {
+func (s *Session) ackedVersion() cluster.Version {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.greeted && s.applied >= s.posted {
@@ -117,7 +133,7 @@ func (s *session) ackedVersion() cluster.Version {
 }
 
 // post merges an update into the mailbox; an empty one only moves the version that was looked at.
-func (s *session) post(u agentapi.Update, empty bool) {
+func (s *Session) post(u agentapi.Update, empty bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.seen = u.Version

@@ -101,7 +101,7 @@ func (v *view) serviceChanged(s *cluster.Service) {
 }
 
 // fill posts to a session what it does not know yet.
-func (v *view) fill(s *session) {
+func (v *view) fill(s *Session) {
 	u := agentapi.Update{Version: v.snap.Version(), Full: !s.greeted}
 	if !s.greeted || v.all {
 		v.diffAll(s, &u)
@@ -117,7 +117,7 @@ func (v *view) fill(s *session) {
 		u.Node, s.config = &c, c
 	}
 	for vol := range store.All[*cluster.Volume](v.snap) {
-		if vol.Removing && vol.Node == s.node && !s.volumes[vol.Name] {
+		if vol.Removing && vol.Node == s.node && !s.volumes[vol.Name] && !v.used(vol) {
 			s.volumes[vol.Name] = true
 			u.RemoveVolumes = append(u.RemoveVolumes, vol.Name)
 		}
@@ -129,16 +129,35 @@ func (v *view) fill(s *session) {
 	s.post(u, empty)
 }
 
-func (v *view) diffAll(s *session, u *agentapi.Update) {
+// used reports whether a task on the volume's node may still write to it.
+func (v *view) used(vol *cluster.Volume) bool {
+	for t := range v.snap.TasksByNode(vol.Node) {
+		if !t.Live() {
+			continue
+		}
+		rev, ok := store.Get[*cluster.Revision](v.snap, t.Revision)
+		if !ok {
+			continue
+		}
+		for _, id := range rev.Volumes {
+			if id == vol.ID {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (v *view) diffAll(s *Session, u *agentapi.Update) {
 	for t := range v.snap.TasksByNode(s.node) {
 		v.diffTask(s, t.ID, u)
 	}
-	for id := range s.sent {
+	for _, id := range slices.SortedFunc(maps.Keys(s.sent), compareIDs) {
 		v.diffTask(s, id, u)
 	}
 }
 
-func (v *view) diffTask(s *session, id cluster.ID, u *agentapi.Update) {
+func (v *view) diffTask(s *Session, id cluster.ID, u *agentapi.Update) {
 	t, ok := store.Get[*cluster.Task](v.snap, id)
 	was, sent := s.sent[id]
 	switch {
