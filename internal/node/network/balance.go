@@ -227,7 +227,8 @@ const (
 
 func (c chainID) String() string { return string(c.kind) + strconv.Itoa(c.k) }
 
-// frontends works out what is to be balanced. Ports on addresses that are not IPv4 are left out: tasks have none other.
+// frontends works out what is to be balanced. Ports on addresses that are not IPv4 and of other protocols than TCP and UDP
+// are left out.
 func frontends(s agentapi.NetworkState, local []*attachment) map[frontend][]target {
 	all := make(map[frontend][]target, len(s.Services))
 	for i := range s.Services {
@@ -264,8 +265,12 @@ func frontends(s agentapi.NetworkState, local []*attachment) map[frontend][]targ
 
 func portFrontend(hostIP, protocol string, port uint16) (frontend, bool) {
 	f := frontend{address: anyAddress, protocol: protoTCP, port: port}
-	if protocol == "udp" {
+	switch protocol {
+	case "", "tcp":
+	case "udp":
 		f.protocol = protoUDP
+	default:
+		return f, false
 	}
 	if hostIP != "" && hostIP != "::" {
 		a, err := netip.ParseAddr(hostIP)

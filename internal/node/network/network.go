@@ -9,7 +9,6 @@
 //	nft table  ip baton-XXXXXXXXXX everything that is filtered or translated
 //	files      StateDir/netns/ID   a task's namespace, pinned by a bind mount
 //	           StateDir/tasks/ID   how the task was attached (JSON)
-//	           StateDir/node       the pools last configured (JSON)
 //
 // Invariants: what runs in the kernel does not need this process: after a kill everything goes on but names, and a new
 // Network over the same StateDir adopts it. A change of the rules is one nftables transaction, so a packet sees the state
@@ -129,10 +128,7 @@ func (n *Network) Configure(_ context.Context, c agentapi.NodeConfig) error {
 	}
 	n.node = c
 	if err := n.setUpHost(); err != nil {
-		n.node = agentapi.NodeConfig{}
-		return err
-	}
-	if err := n.saveNode(); err != nil {
+		n.node = agentapi.NodeConfig{} // so that the next call tries again
 		return err
 	}
 	if first {

@@ -9,7 +9,6 @@ import (
 
 	"baton/internal/model/cluster"
 	"baton/internal/node/agent"
-	"baton/internal/wire/agentapi"
 )
 
 // attachment is a task that has its place, as recorded under StateDir/tasks.
@@ -64,19 +63,6 @@ func (n *Network) loadRecords() ([]*attachment, error) {
 		all = append(all, a)
 	}
 	return all, nil
-}
-
-func (n *Network) saveNode() error {
-	return writeJSON(filepath.Join(n.cfg.StateDir, "node"), n.node)
-}
-
-func loadNode(stateDir string) (agentapi.NodeConfig, error) {
-	var c agentapi.NodeConfig
-	b, err := os.ReadFile(filepath.Join(stateDir, "node"))
-	if err != nil {
-		return c, fmt.Errorf("network record: %w", err)
-	}
-	return c, json.Unmarshal(b, &c)
 }
 
 // writeJSON replaces a file in one step: a reader, or a crash, sees the old content or the new one.

@@ -36,7 +36,7 @@ func RemoveAll(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("remove network: %w", err)
 	}
 	// Pins are gone: what remains are plain files. Never remove recursively above them.
-	for _, name := range []string{"node", "node.new", "netns", "tasks"} {
+	for _, name := range []string{"netns", "tasks"} {
 		if err := os.RemoveAll(filepath.Join(cfg.StateDir, name)); err != nil {
 			return fmt.Errorf("remove network: %w", err)
 		}
