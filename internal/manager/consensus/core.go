@@ -21,8 +21,6 @@ import (
 const (
 	walDir      = "wal"
 	snapshotDir = "snapshots"
-	// logCache is how many recent entries are kept in memory for followers.
-	logCache = 512
 	// appendMax is how many entries raft writes or sends at once.
 	appendMax = 1024
 	// entriesInFlightMax is how many entries wait for the disk. While they do, the queue fills, and the next entry takes all of
@@ -113,14 +111,12 @@ func (c *core) start(snaps raft.SnapshotStore, log hclog.Logger) error {
 	if trans == nil {
 		_, trans = raft.NewInmemTransport(raft.ServerAddress(cfg.NodeID))
 	}
-	cached, err := raft.NewLogCache(logCache, c.disk)
-	if err != nil {
-		return err
-	}
 	if err := c.bootstrap(conf, snaps, trans); err != nil {
 		return fmt.Errorf("first start: %w", err)
 	}
-	if c.raft, err = raft.NewRaft(conf, c.owner.fsm, cached, c.disk, snaps, trans); err != nil {
+	// No raft.LogCache in between: it would make plain text of the disk's errors.
+	var err error
+	if c.raft, err = raft.NewRaft(conf, c.owner.fsm, c.disk, c.disk, snaps, trans); err != nil {
 		return err
 	}
 	if err := c.checkMember(cfg.NodeID); err != nil {
