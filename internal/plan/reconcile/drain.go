@@ -24,9 +24,9 @@ func (p *planner) empty(s *slot) {
 }
 
 // leave takes a task one step further on its way out: run, drain, stop. A task that serves no traffic skips drain, and one
-// that has no node is forgotten, for nobody would ever report its end.
+// that was never placed is forgotten, for nobody would ever report its end.
 func (p *planner) leave(s *slot, t *cluster.Task, reason string) {
-	if t.Node.IsZero() {
+	if t.Observed == cluster.ObservedPending {
 		p.forget(s, t)
 		return
 	}

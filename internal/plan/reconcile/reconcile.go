@@ -156,15 +156,13 @@ func Reconcile(in Input) Plan {
 	p.sort()
 	var candidates []*slot
 	if !p.svc.Removing && p.rev != nil {
-		candidates = p.rollout()
+		candidates = p.trimAll(p.rollout())
 	}
 	for _, s := range p.order {
 		switch {
 		case !s.wanted:
 			p.empty(s)
-		case s.queued:
-			p.trim(s)
-		default:
+		case !s.queued:
 			p.converge(s)
 		}
 	}

@@ -19,6 +19,9 @@ func (p *planner) rollout() (candidates []*slot) {
 		p.policy = p.rev.Spec.Rollback
 	}
 	p.judge()
+	// Only the first tasks of a revision wait for other services, and those of a rollback do not.
+	p.hold = p.in.Blocked != "" && p.roll.State == cluster.RolloutUpdating && p.roll.LastBatch.IsZero() &&
+		!p.roll.Undo && !p.same(p.roll.From, p.roll.To)
 	for _, s := range p.order {
 		switch {
 		case !s.wanted:
@@ -26,6 +29,21 @@ func (p *planner) rollout() (candidates []*slot) {
 			s.target, s.moving = p.svc.Revision, true
 		default:
 			s.target, s.queued = p.oldRevision(s), true
+			candidates = append(candidates, s)
+		}
+	}
+	return candidates
+}
+
+// trimAll trims every wanted slot and returns the candidates, with those slots added whose only new task was trimmed away.
+func (p *planner) trimAll(candidates []*slot) []*slot {
+	for _, s := range p.order {
+		if !s.wanted {
+			continue
+		}
+		p.trim(s)
+		if !s.queued && !p.enters(s) {
+			s.target, s.moving, s.queued = p.oldRevision(s), false, true
 			candidates = append(candidates, s)
 		}
 	}
@@ -74,9 +92,15 @@ func cmpID(a, b cluster.ID) cluster.ID {
 // initial reports whether the rollout is the service's first deployment: there is nothing to keep alive meanwhile.
 func (p *planner) initial() bool { return p.roll.From.IsZero() }
 
+// settled reports whether the rollout has reached every slot: it is complete, or failed and was to carry on regardless.
+func (p *planner) settled() bool {
+	return p.roll.State == cluster.RolloutCompleted ||
+		p.roll.State == cluster.RolloutFailed && p.policy.FailureAction == spec.FailureContinue
+}
+
 // frozen reports whether no further slot may move.
 func (p *planner) frozen() bool {
-	return p.roll.State == cluster.RolloutPaused || p.roll.State == cluster.RolloutFailed
+	return p.roll.State == cluster.RolloutPaused || p.roll.State == cluster.RolloutFailed && !p.settled()
 }
 
 // fresh reports whether a task was made for this rollout.
@@ -86,7 +110,7 @@ func (p *planner) fresh(t *cluster.Task) bool {
 
 // enters reports whether the slot has begun to move, or has no reason to wait for its turn.
 func (p *planner) enters(s *slot) bool {
-	if p.roll.State == cluster.RolloutCompleted || p.initial() {
+	if p.settled() || p.initial() {
 		return true
 	}
 	if slices.ContainsFunc(s.tasks, func(t *cluster.Task) bool { return running(t) && p.current(t) }) {
@@ -102,6 +126,9 @@ func (p *planner) enters(s *slot) bool {
 		return true
 	}
 	if slices.ContainsFunc(s.tasks, running) {
+		return false
+	}
+	if p.hold {
 		return false
 	}
 	// Stopped to make room (stop-first), or empty after that: its move is under way.
@@ -147,13 +174,10 @@ func (p *planner) choose(candidates []*slot) {
 	if p.roll.State != cluster.RolloutUpdating {
 		return
 	}
-	if p.first && p.in.Blocked != "" && !p.roll.Undo {
+	if p.hold {
 		return
 	}
 	if p.initial() {
-		if p.roll.LastBatch.IsZero() && slices.ContainsFunc(p.order, func(s *slot) bool { return s.wanted }) {
-			p.roll.LastBatch = p.in.Now
-		}
 		return
 	}
 	inflight := p.inflight()
@@ -174,8 +198,10 @@ func (p *planner) choose(candidates []*slot) {
 		}
 		s.target, s.moving = p.svc.Revision, true
 		p.classify(s)
-		if !p.stopFirst(s) && !p.room(s) {
-			s.target, s.moving = p.oldRevision(s), false // what it is rid of must be gone first
+		past := p.past(s)
+		p.wake(past.at)
+		if !p.stopFirst(s) && !p.room(s) || past.at.After(p.in.Now) {
+			s.target, s.moving = p.oldRevision(s), false // it cannot begin yet
 			continue
 		}
 		inflight++

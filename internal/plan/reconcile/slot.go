@@ -132,7 +132,7 @@ func (p *planner) refill(s *slot) {
 	if !p.usable(s) {
 		return
 	}
-	if s.moving && p.first && p.in.Blocked != "" && !p.roll.Undo {
+	if s.target == p.svc.Revision && p.hold {
 		p.wait("%s", p.in.Blocked)
 		return
 	}
@@ -257,6 +257,9 @@ func (p *planner) past(s *slot) past {
 	case policy.MaxAttempts > 0 && out.failures > policy.MaxAttempts:
 		out.over, out.good = true, false
 		out.why = fmt.Sprintf("%s; its restart policy allows %d attempts", End(last), policy.MaxAttempts)
+	}
+	if s.moving && last.Ended.Before(p.roll.Started) && !out.good {
+		return past{last: last} // what ended before a rollout began, it tries anew
 	}
 	return out
 }

@@ -52,14 +52,14 @@ type planner struct {
 	deleted map[cluster.ID]bool
 	plan    Plan
 	waiting string
-	first   bool // no task of the wanted revision exists yet, so Blocked applies
+	hold    bool // Blocked applies: the rollout has made no task yet
 }
 
 func newPlanner(in Input) *planner {
 	p := &planner{
 		in: in, limits: in.Limits.withDefaults(), svc: in.Service, rev: in.Revisions[in.Service.Revision],
 		roll: in.Service.Rollout, slots: make(map[key]*slot),
-		changes: make(map[cluster.ID]*Change), deleted: make(map[cluster.ID]bool), first: true,
+		changes: make(map[cluster.ID]*Change), deleted: make(map[cluster.ID]bool),
 	}
 	if at := in.Service.RestartAt; !at.After(in.Now) {
 		p.since = at
@@ -73,9 +73,6 @@ func newPlanner(in Input) *planner {
 		}
 		s := p.slot(k)
 		s.tasks = append(s.tasks, t)
-		if t.Revision == in.Service.Revision {
-			p.first = false
-		}
 	}
 	p.sort()
 	return p
@@ -192,8 +189,8 @@ func (p *planner) create(s *slot, rev cluster.ID, failures int, replaces cluster
 	}
 	s.tasks = append(s.tasks, t)
 	p.plan.Create = append(p.plan.Create, cluster.Copy(t))
-	if rev == p.svc.Revision {
-		p.first = false
+	if rev == p.svc.Revision && p.roll.State == cluster.RolloutUpdating && p.roll.LastBatch.IsZero() {
+		p.roll.LastBatch = p.in.Now
 	}
 }
 

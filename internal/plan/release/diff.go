@@ -81,7 +81,7 @@ func flat(r *cluster.Revision) map[string]string {
 	flatten(out, "", reflect.ValueOf(r.Spec))
 	for kind, part := range map[string]map[string]cluster.ID{"secretVersions": r.Secrets, "configVersions": r.Configs} {
 		for name, id := range part {
-			out[kind+"."+name] = id.Short()
+			out[kind+"."+name] = id.String()
 		}
 	}
 	return out

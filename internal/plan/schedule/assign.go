@@ -208,6 +208,16 @@ func (a *assignment) sample(b *branch) bool {
 	return len(b.heap) > 0
 }
 
+// doubt makes every candidate below be checked again before it is chosen.
+func (b *branch) doubt() {
+	for _, c := range b.heap {
+		c.stale = true
+	}
+	for _, c := range b.children {
+		c.doubt()
+	}
+}
+
 func (b *branch) looked() int {
 	sum := b.scanned
 	for _, c := range b.children {
@@ -233,6 +243,7 @@ func (a *assignment) pinned(t *cluster.Task) Placement {
 		return p
 	}
 	if r, refused := a.need.refuse(n); refused {
+		r.Count = 1
 		p.Refusals = []Refusal{r}
 		return p
 	}
@@ -256,6 +267,7 @@ func (a *assignment) take(t *cluster.Task, id cluster.ID) {
 			placed.Node = id
 			a.need.volumes[i] = placed
 			a.view.volumes[vol.ID] = placed
+			a.root.doubt() // the other candidates fit no longer
 		}
 	}
 }

@@ -106,14 +106,14 @@ func (v *View) wait(node, task cluster.ID) {
 	v.waiting[node][task] = struct{}{}
 }
 
-// PutTask charges a task, of the spec of its revision, to its node; one without a node or that has ended takes nothing.
+// PutTask charges a task, of the spec of its revision, to its node; one that is not placed yet or has ended takes nothing.
 // A task that ended by itself with a failure counts against its node for the service.
 func (v *View) PutTask(t *cluster.Task, s *spec.Service) {
 	old, known := v.tasks[t.ID]
 	if known && !old.ended {
 		v.discharge(t.ID, old)
 	}
-	if t.Node.IsZero() {
+	if t.Node.IsZero() || t.Observed == cluster.ObservedPending {
 		delete(v.tasks, t.ID)
 		return
 	}
