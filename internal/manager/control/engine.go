@@ -57,7 +57,8 @@ type Decision struct {
 	About string
 
 	key     key
-	created []*cluster.Task // charged to the view and holding addresses already
+	created []*cluster.Task   // charged to the view and holding addresses already
+	pinned  []*cluster.Volume // as stored, before the view was told where they live from now on
 	wake    time.Time
 	again   bool // there is more to do than fits into one transaction
 }
@@ -221,12 +222,10 @@ func (e *Engine) markNodeServices(node cluster.ID) {
 	}
 }
 
-// markPending marks the services with tasks that wait for a node.
+// markPending marks the services with tasks that wait for a place.
 func (e *Engine) markPending() {
-	for t := range e.snap.TasksByNode(cluster.ID{}) {
-		if !t.Observed.Terminal() {
-			e.mark(cluster.KindService, t.Service)
-		}
+	for t := range e.snap.TasksByState(cluster.ObservedPending) {
+		e.mark(cluster.KindService, t.Service)
 	}
 }
 
@@ -350,6 +349,9 @@ func (e *Engine) Done(d Decision, err error) {
 	for _, t := range d.created {
 		e.view.RemoveTask(t.ID)
 		e.release(t.ID)
+	}
+	for _, v := range d.pinned {
+		e.view.PutVolume(v)
 	}
 	e.dirty[d.key] = true
 }

@@ -132,7 +132,7 @@ func (p *preview) nodes() (moved bool, err error) {
 func next(t *cluster.Task, now time.Time) (cluster.Status, bool) {
 	s := cluster.Status{Task: t.ID, Observed: t.Observed, Ready: t.Ready, Drained: t.Drained, Started: t.Started, At: now}
 	switch {
-	case t.Node.IsZero() || t.Observed.Terminal():
+	case t.Observed == cluster.ObservedPending || t.Observed.Terminal():
 		return s, false
 	case t.Desired == cluster.DesiredRun:
 		s.Observed, s.Ready, s.Started = cluster.ObservedRunning, true, now
@@ -147,8 +147,8 @@ func next(t *cluster.Task, now time.Time) (cluster.Status, bool) {
 
 // stuck reports whether a task of the stack finds no node: only a change of the cluster will help, not time.
 func (p *preview) stuck() bool {
-	for t := range p.fork.Snapshot().TasksByNode(cluster.ID{}) {
-		if t.Stack == p.stack && t.Desired == cluster.DesiredRun && !t.Observed.Terminal() {
+	for t := range p.fork.Snapshot().TasksByState(cluster.ObservedPending) {
+		if t.Stack == p.stack && t.Desired == cluster.DesiredRun {
 			return true
 		}
 	}
@@ -192,7 +192,7 @@ func (p *preview) actions() []api.Action {
 					a.Kind = api.ActionMove
 				}
 			}
-			if t.Node.IsZero() {
+			if t.Observed == cluster.ObservedPending {
 				a.Kind, a.Reason = api.ActionRefused, t.Reason
 			}
 			out = append(out, a)

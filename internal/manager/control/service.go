@@ -2,6 +2,7 @@ package control
 
 import (
 	"fmt"
+	"net/netip"
 	"time"
 
 	"baton/internal/manager/store"
@@ -33,7 +34,9 @@ func (e *Engine) decideService(id cluster.ID, now time.Time, acked cluster.Versi
 	if err := w.create(p.Create); err != nil {
 		return d, err
 	}
-	w.placePending()
+	if err := w.placePending(); err != nil {
+		return d, err
+	}
 	w.status(p)
 	for _, why := range p.Why {
 		w.event(why.Type, why.Message, func(ev *cluster.Event) { ev.Task, ev.Node, ev.Slot = why.Task, why.Node, why.Slot })
@@ -190,11 +193,11 @@ func (w *serviceWriter) create(list []*cluster.Task) error {
 	return nil
 }
 
-// placePending tries again for tasks that found no node before.
-func (w *serviceWriter) placePending() {
+// placePending tries again for tasks that were not placed before.
+func (w *serviceWriter) placePending() error {
 	var waiting []*cluster.Task
 	for _, t := range w.tasks {
-		if t.Node.IsZero() && t.Desired == cluster.DesiredRun && !t.Observed.Terminal() && !w.stopping[t.ID] {
+		if t.Observed == cluster.ObservedPending && t.Desired == cluster.DesiredRun && !w.stopping[t.ID] {
 			waiting = append(waiting, cluster.Copy(t))
 		}
 	}
@@ -204,14 +207,15 @@ func (w *serviceWriter) placePending() {
 			reasons[i] = t.Reason
 		}
 		if err := w.place(group); err != nil {
-			return // no address: the reason is on the task already
+			return err
 		}
 		for i, t := range group {
-			if !t.Node.IsZero() || t.Reason != reasons[i] {
+			if t.Observed != cluster.ObservedPending || t.Reason != reasons[i] {
 				w.decision.Txn.Put(t)
 			}
 		}
 	}
+	return nil
 }
 
 // place sets node, address and state of tasks of one revision, and pins the volumes they use to their node.
@@ -230,43 +234,61 @@ func (w *serviceWriter) place(tasks []*cluster.Task) error {
 		part := tasks[from : from+step]
 		group := schedule.Group{Service: w.service, Revision: rev, Tasks: part, Now: w.now}
 		for i, p := range schedule.Assign(e.view, group, e.rng) {
-			if err := w.settle(part[i], rev, p); err != nil {
-				return err
-			}
+			w.settle(part[i], rev, p)
 		}
 	}
 	return nil
 }
 
 // settle writes one placement into its task.
-func (w *serviceWriter) settle(t *cluster.Task, rev *cluster.Revision, p schedule.Placement) error {
+func (w *serviceWriter) settle(t *cluster.Task, rev *cluster.Revision, p schedule.Placement) {
 	e := w.engine
 	if p.Node.IsZero() {
 		t.Reason = schedule.Explain(p)
 		t.Observed = cluster.ObservedPending
-		return nil
+		return
+	}
+	if rev.Spec.NetworkMode == "" {
+		address, err := e.takeAddress(t, p)
+		if err != nil {
+			e.uncharge(t, rev)
+			t.Reason, t.Observed = err.Error(), cluster.ObservedPending
+			return
+		}
+		t.Address = address
 	}
 	w.decision.created = append(w.decision.created, t)
 	t.Node, t.Observed, t.Reason = p.Node, cluster.ObservedAssigned, ""
-	if rev.Spec.NetworkMode == "" {
-		block := e.nodes[p.Node]
-		if block == nil {
-			return fmt.Errorf("node %s has no subnet yet", p.NodeName)
-		}
-		address, err := block.Next()
-		if err != nil {
-			return fmt.Errorf("address for a task of %s on node %s: %w", w.service.Name, p.NodeName, err)
-		}
-		t.Address = address
-		e.held[t.ID] = holding{node: p.Node, address: address}
-	}
 	if rev.Spec.Mode != spec.Global {
 		w.pin(rev, p.Node)
 	}
 	w.event("task.assigned", "on "+p.NodeName+": "+schedule.Explain(p), func(ev *cluster.Event) {
 		ev.Task, ev.Node, ev.Slot = t.ID, t.Node, t.Slot
 	})
-	return nil
+}
+
+// uncharge takes back what Assign charged for a task, and the place of volumes that it would have been the first to use.
+func (e *Engine) uncharge(t *cluster.Task, rev *cluster.Revision) {
+	e.view.RemoveTask(t.ID)
+	for _, id := range rev.Volumes {
+		if v, ok := store.Get[*cluster.Volume](e.snap, id); ok && v.Node.IsZero() {
+			e.view.PutVolume(v)
+		}
+	}
+}
+
+// takeAddress gives a task an address of its node's subnet.
+func (e *Engine) takeAddress(t *cluster.Task, p schedule.Placement) (netip.Addr, error) {
+	block := e.nodes[p.Node]
+	if block == nil {
+		return netip.Addr{}, fmt.Errorf("node %s has no subnet yet", p.NodeName)
+	}
+	address, err := block.Next()
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("address on node %s: %w", p.NodeName, err)
+	}
+	e.held[t.ID] = holding{node: p.Node, address: address}
+	return address, nil
 }
 
 // pin notes where the volumes of a revision live from now on.
@@ -277,6 +299,7 @@ func (w *serviceWriter) pin(rev *cluster.Revision, node cluster.ID) {
 			continue
 		}
 		w.stopping[id] = true // once per transaction
+		w.decision.pinned = append(w.decision.pinned, vol)
 		v := cluster.Copy(vol)
 		v.Node = node
 		w.decision.Txn.Put(v)

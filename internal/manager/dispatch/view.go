@@ -161,7 +161,7 @@ func (v *view) diffTask(s *Session, id cluster.ID, u *agentapi.Update) {
 	t, ok := store.Get[*cluster.Task](v.snap, id)
 	was, sent := s.sent[id]
 	switch {
-	case !ok || t.Node != s.node:
+	case !ok || t.Node != s.node || t.Observed == cluster.ObservedPending: // pending: bound to the node, and no place there yet
 		if sent {
 			delete(s.sent, id)
 			u.Removed = append(u.Removed, id)
