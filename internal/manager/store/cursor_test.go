@@ -177,7 +177,7 @@ func TestCursorNext(t *testing.T) {
 	if _, err := c.Next(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: got %v", err)
 	}
-	go mustApply(t, s, putAll(task(1, 9, 0)))
+	go s.Apply(1, []Txn{putAll(task(1, 9, 0))})
 	if d, err := c.Next(t.Context()); err != nil || len(d.Changed) != 1 {
 		t.Errorf("got %+v, %v", d, err)
 	}
