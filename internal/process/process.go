@@ -144,7 +144,7 @@ func Reset(ctx context.Context, dataDir string, wipe bool, log *slog.Logger) err
 	}
 	cfg := node.Config{Dir: dir, ID: self.ID, Name: self.Name, Logger: log}
 	err = errors.Join(
-		runtime.RemoveAll(ctx, dir),
+		runtime.RemoveAll(ctx, dir, ""),
 		network.RemoveAll(ctx, node.NetworkConfig(cfg)),
 		node.RemoveFiles(cfg),
 	)

@@ -36,7 +36,7 @@ type tally struct {
 	Requests int
 	Failures int
 	Errors   []string       // the first few
-	Bodies   map[string]int // first line of the answer → how often
+	Bodies   map[string]int // answer → how often
 }
 
 const errorsMax = 10
@@ -110,7 +110,7 @@ func (r request) client() *http.Client {
 	return &http.Client{Timeout: 15 * time.Second, Transport: &http.Transport{DialContext: dialer.DialContext, DisableKeepAlives: !r.KeepAlive, MaxIdleConnsPerHost: 64}}
 }
 
-// send makes one request and returns the first line of the answer.
+// send makes one request and returns the lines of the answer, but for the one that tells who asked.
 func (r request) send(c *http.Client) (string, error) {
 	req, err := http.NewRequest(r.Method, r.URL, nil)
 	if err != nil {
@@ -128,8 +128,13 @@ func (r request) send(c *http.Client) (string, error) {
 	if resp.StatusCode/100 != 2 {
 		return "", fmt.Errorf("status %d: %s", resp.StatusCode, body)
 	}
-	first, _, _ := strings.Cut(string(body), "\n")
-	return first, nil
+	var lines []string
+	for line := range strings.SplitSeq(strings.TrimSpace(string(body)), "\n") {
+		if !strings.HasPrefix(line, "client: ") { // it differs for each connection
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines, ", "), nil
 }
 
 // load is a client at work.

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"net/http"
 	"syscall"
 	"testing"
 	"time"
@@ -86,7 +87,8 @@ func TestExitCodesSurviveAContainerdCrash(t *testing.T) {
 	if err := syscall.Kill(containerd, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	_, _ = m.ask(m.netns(task.ID), "http://127.0.0.1:8080/exit?code=7") // the process ends before it can answer
+	exit := request{Method: http.MethodPost, URL: "http://127.0.0.1:8080/exit?code=7", Workers: 1, Count: 1}
+	startLoad(t, m.netns(task.ID), exit).wait() // whether it still answers does not matter
 	m.start()
 	eventually(t, 30*time.Second, "its exit code is known", func() error {
 		for _, now := range m.tasks("web", true) {

@@ -119,7 +119,7 @@ func (e *Engine) mergePools(d store.Delta) error {
 		if !ok || !n.Subnet.IsValid() || e.nodes[n.ID] != nil {
 			continue
 		}
-		block, err := ipam.NewBlock(n.Subnet)
+		block, err := ipam.NewBlock(n.Subnet, n.Subnet.Masked().Addr().Next()) // the first is the node's own
 		if err != nil {
 			return fmt.Errorf("subnet of node %s: %w", n.Name, err)
 		}

@@ -262,7 +262,7 @@ func (w *serviceWriter) settle(t *cluster.Task, rev *cluster.Revision, p schedul
 	if rev.Spec.Mode != spec.Global {
 		w.pin(rev, p.Node)
 	}
-	w.event("task.assigned", "on "+p.NodeName+": "+schedule.Explain(p), func(ev *cluster.Event) {
+	w.event("task.assigned", schedule.Explain(p), func(ev *cluster.Event) {
 		ev.Task, ev.Node, ev.Slot = t.ID, t.Node, t.Slot
 	})
 }

@@ -25,7 +25,7 @@ const (
 )
 
 type execIn struct {
-	targetPath
+	TargetPath
 	Command []string `query:"command,explode" required:"true" doc:"the command and its arguments"`
 	Env     []string `query:"env,explode" doc:"KEY=VALUE"`
 	User    string   `query:"user"`

@@ -12,15 +12,15 @@ import (
 // The inputs that several operations share. The HTTP layer fills them from the tags.
 type (
 	none    struct{}
-	inStack struct {
+	InStack struct {
 		Stack string `query:"stack" doc:"only this stack; targets are looked for there"`
 	}
-	stackPath struct {
+	StackPath struct {
 		Stack string `path:"stack" doc:"name of the stack"`
 	}
-	targetPath struct {
+	TargetPath struct {
 		Target string `path:"target" doc:"service, stack/service, service/slot or id; escape the slash as %2F"`
-		inStack
+		InStack
 	}
 	namePath struct {
 		Name string `path:"name"`
@@ -58,7 +58,7 @@ func (s *Server) stackRoutes() {
 			return out, nil
 		})
 	handle(s, operation{method: http.MethodGet, path: "/v1/stacks/{stack}", id: "getStack", summary: "One stack", tag: "stacks"},
-		func(_ context.Context, in *stackPath) (api.Stack, error) {
+		func(_ context.Context, in *StackPath) (api.Stack, error) {
 			snap := s.cfg.Store.Snapshot()
 			st, err := (resolver{snap: snap}).stack(in.Stack)
 			if err != nil {
@@ -67,7 +67,7 @@ func (s *Server) stackRoutes() {
 			return reader{snap}.stack(st), nil
 		})
 	type upIn struct {
-		stackPath
+		StackPath
 		Body api.UpRequest
 	}
 	handle(s, operation{method: http.MethodPut, path: "/v1/stacks/{stack}", id: "up", summary: "Make a stack what the body says", tag: "stacks"},
@@ -82,7 +82,7 @@ func (s *Server) stackRoutes() {
 			return s.plan(ctx, in.Body)
 		})
 	type downIn struct {
-		stackPath
+		StackPath
 		Volumes bool `query:"volumes" doc:"delete the stack's volumes and what is in them, too"`
 	}
 	handle(s, operation{method: http.MethodDelete, path: "/v1/stacks/{stack}", id: "down", summary: "Remove a stack", tag: "stacks"},
@@ -90,7 +90,7 @@ func (s *Server) stackRoutes() {
 			return s.down(ctx, in.Stack, in.Volumes)
 		})
 	handle(s, operation{method: http.MethodGet, path: "/v1/stacks/{stack}/status", id: "stackStatus", summary: "How a whole stack is", tag: "stacks"},
-		func(_ context.Context, in *stackPath) (api.Status, error) {
+		func(_ context.Context, in *StackPath) (api.Status, error) {
 			snap := s.cfg.Store.Snapshot()
 			st, err := (resolver{snap: snap}).stack(in.Stack)
 			if err != nil {
@@ -99,7 +99,7 @@ func (s *Server) stackRoutes() {
 			return reader{snap}.status(st), nil
 		})
 	stream(s, operation{method: http.MethodGet, path: "/v1/stacks/{stack}/watch", id: "watchStack", summary: "The status of a stack, now and at each change, until it is gone", tag: "stacks"},
-		func(ctx context.Context, in *stackPath) (func(emit) error, error) { return s.watchStack(ctx, in.Stack) })
+		func(ctx context.Context, in *StackPath) (func(emit) error, error) { return s.watchStack(ctx, in.Stack) })
 }
 
 func sameName(path string, req *api.UpRequest) error {
@@ -114,11 +114,11 @@ func sameName(path string, req *api.UpRequest) error {
 
 func (s *Server) serviceRoutes() {
 	handle(s, operation{method: http.MethodGet, path: "/v1/services", id: "listServices", summary: "List services", tag: "services"},
-		func(_ context.Context, in *inStack) ([]api.Service, error) { return s.listServices(in.Stack) })
+		func(_ context.Context, in *InStack) ([]api.Service, error) { return s.listServices(in.Stack) })
 	handle(s, operation{method: http.MethodGet, path: "/v1/services/{target}", id: "getService", summary: "One service with its spec", tag: "services"},
-		func(_ context.Context, in *targetPath) (api.Service, error) { return s.getService(in.Stack, in.Target) })
+		func(_ context.Context, in *TargetPath) (api.Service, error) { return s.getService(in.Stack, in.Target) })
 	type scaleIn struct {
-		targetPath
+		TargetPath
 		Body api.ScaleRequest
 	}
 	handle(s, operation{method: http.MethodPost, path: "/v1/services/{target}/scale", id: "scale", summary: "Set the number of tasks", tag: "services"},
@@ -126,11 +126,11 @@ func (s *Server) serviceRoutes() {
 			return s.scale(ctx, in.Stack, in.Target, in.Body.Replicas)
 		})
 	handle(s, operation{method: http.MethodPost, path: "/v1/services/{target}/restart", id: "restart", summary: "Replace all tasks, as an update would", tag: "services"},
-		func(ctx context.Context, in *targetPath) (api.ServiceResult, error) {
+		func(ctx context.Context, in *TargetPath) (api.ServiceResult, error) {
 			return s.restart(ctx, in.Stack, in.Target)
 		})
 	type tasksIn struct {
-		inStack
+		InStack
 		Target string `query:"target" doc:"service, service/slot, node or stack"`
 		All    bool   `query:"all" doc:"also tasks that ended"`
 	}
@@ -139,7 +139,7 @@ func (s *Server) serviceRoutes() {
 			return s.listTasks(in.Stack, in.Target, in.All)
 		})
 	handle(s, operation{method: http.MethodGet, path: "/v1/tasks/{target}", id: "getTask", summary: "One task", tag: "tasks"},
-		func(_ context.Context, in *targetPath) (api.Task, error) {
+		func(_ context.Context, in *TargetPath) (api.Task, error) {
 			snap := s.cfg.Store.Snapshot()
 			t, err := (resolver{snap: snap, hint: in.Stack}).task(in.Target)
 			if err != nil {
@@ -151,15 +151,15 @@ func (s *Server) serviceRoutes() {
 
 func (s *Server) releaseRoutes() {
 	handle(s, operation{method: http.MethodGet, path: "/v1/stacks/{stack}/releases", id: "listReleases", summary: "List releases, newest first", tag: "releases"},
-		func(_ context.Context, in *stackPath) ([]api.Release, error) { return s.listReleases(in.Stack) })
+		func(_ context.Context, in *StackPath) ([]api.Release, error) { return s.listReleases(in.Stack) })
 	type releaseIn struct {
-		stackPath
+		StackPath
 		Number int `path:"number" minimum:"1"`
 	}
 	handle(s, operation{method: http.MethodGet, path: "/v1/stacks/{stack}/releases/{number}", id: "getRelease", summary: "One release with its services", tag: "releases"},
 		func(_ context.Context, in *releaseIn) (api.Release, error) { return s.getRelease(in.Stack, in.Number) })
 	type rollbackIn struct {
-		stackPath
+		StackPath
 		Body api.RollbackRequest
 	}
 	handle(s, operation{method: http.MethodPost, path: "/v1/stacks/{stack}/rollback", id: "rollback", summary: "Bring back an earlier release, with its configs and secrets", tag: "releases"},
@@ -184,12 +184,12 @@ func (s *Server) nodeRoutes() {
 func (s *Server) materialRoutes(plural, title string, kind cluster.Kind) {
 	base := "/v1/" + plural
 	handle(s, operation{method: http.MethodGet, path: base, id: "list" + title + "s", summary: "List " + plural + ", the newest version of each", tag: plural},
-		func(_ context.Context, in *inStack) ([]api.Material, error) {
+		func(_ context.Context, in *InStack) ([]api.Material, error) {
 			return s.listMaterials(kind, in.Stack, "")
 		})
 	type nameIn struct {
 		namePath
-		inStack
+		InStack
 	}
 	handle(s, operation{method: http.MethodGet, path: base + "/{name}", id: "history" + title, summary: "All versions, oldest first, without content", tag: plural},
 		func(_ context.Context, in *nameIn) ([]api.Material, error) {
@@ -212,7 +212,7 @@ func (s *Server) materialRoutes(plural, title string, kind cluster.Kind) {
 func (s *Server) configContentRoute() {
 	type contentIn struct {
 		namePath
-		inStack
+		InStack
 		Number int `query:"number" minimum:"0" doc:"version; the newest without it"`
 	}
 	handle(s, operation{method: http.MethodGet, path: "/v1/configs/{name}/content", id: "configContent", summary: "The content of one version", tag: "configs"},
@@ -223,7 +223,7 @@ func (s *Server) configContentRoute() {
 
 func (s *Server) storageRoutes() {
 	handle(s, operation{method: http.MethodGet, path: "/v1/volumes", id: "listVolumes", summary: "List volumes", tag: "volumes"},
-		func(_ context.Context, in *inStack) ([]api.Volume, error) { return s.listVolumes(in.Stack) })
+		func(_ context.Context, in *InStack) ([]api.Volume, error) { return s.listVolumes(in.Stack) })
 	handle(s, operation{method: http.MethodDelete, path: "/v1/volumes/{name}", id: "removeVolume", summary: "Remove a volume and what is in it", tag: "volumes"},
 		func(ctx context.Context, in *namePath) (done, error) { return done{true}, s.removeVolume(ctx, in.Name) })
 	type onNode struct {
@@ -244,7 +244,7 @@ func (s *Server) storageRoutes() {
 
 func (s *Server) eventRoutes() {
 	type eventsIn struct {
-		inStack
+		InStack
 		Target string    `query:"target" doc:"service, service/slot, task, node or stack"`
 		Since  time.Time `query:"since" doc:"only later ones"`
 		Limit  int       `query:"limit" default:"200" minimum:"1" maximum:"10000" doc:"only the newest"`
@@ -258,7 +258,7 @@ func (s *Server) eventRoutes() {
 			return s.followEvents(ctx, eventQuery{in.Stack, in.Target, in.Since, in.Limit})
 		})
 	type whyIn struct {
-		inStack
+		InStack
 		Target string `query:"target" doc:"service, service/slot, task, node or stack; the stack without it"`
 	}
 	handle(s, operation{method: http.MethodGet, path: "/v1/why", id: "why", summary: "Why a target is as it is", tag: "events"},
@@ -272,7 +272,7 @@ func (s *Server) eventRoutes() {
 
 func (s *Server) taskStreamRoutes() {
 	type logsIn struct {
-		inStack
+		InStack
 		Target string    `query:"target" doc:"service, service/slot, task or stack; the stack without it"`
 		Follow bool      `query:"follow"`
 		Tail   int       `query:"tail" default:"-1" minimum:"-1" maximum:"100000" doc:"only the last lines of each task; -1: all"`
@@ -284,7 +284,7 @@ func (s *Server) taskStreamRoutes() {
 			return s.logs(ctx, logQuery{in.Stack, in.Target, in.Follow, in.Tail, in.Since, in.Until})
 		})
 	type statsIn struct {
-		inStack
+		InStack
 		Target string `query:"target" doc:"service, service/slot, task, node or stack"`
 	}
 	handle(s, operation{method: http.MethodGet, path: "/v1/stats", id: "stats", summary: "What tasks use now", tag: "tasks"},

@@ -44,6 +44,20 @@ func (v View) Revisions(service cluster.ID) []*cluster.Revision {
 	return collect(v.Snap.RevisionsByService(service))
 }
 
+// RevisionInUse implements release.View.
+func (v View) RevisionInUse(id cluster.ID) bool {
+	rev, ok := store.Get[*cluster.Revision](v.Snap, id)
+	if !ok {
+		return false
+	}
+	for t := range v.Snap.TasksByService(rev.Service) {
+		if t.Revision == id {
+			return true
+		}
+	}
+	return false
+}
+
 // Networks implements release.View.
 func (v View) Networks(stack cluster.ID) []*cluster.Network {
 	return collect(v.Snap.NetworksByStack(stack))

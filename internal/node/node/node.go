@@ -15,7 +15,6 @@ import (
 	"log/slog"
 	"path/filepath"
 	goruntime "runtime"
-	"strings"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"golang.org/x/sys/unix"
@@ -47,7 +46,7 @@ type Node struct {
 	images  *image.Store
 	runtime *runtime.Runtime
 	network *network.Network
-	volumes *volume.Volumes
+	volumes *volume.Store
 	files   *files.Dir
 	notes   chan agentapi.Note
 }
@@ -65,7 +64,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	n.runtime, err = runtime.New(ctx, runtime.Config{
 		DataDir: cfg.Dir, Containerd: paths.Containerd, Shim: paths.Shim, Runc: paths.Runc,
 		Images: func(c *containerd.Client) runtime.Images {
-			n.images = image.New(c, image.Config{Log: cfg.Logger})
+			n.images = image.New(image.Config{Client: c, Log: cfg.Logger})
 			return n.images
 		},
 		Log: cfg.Logger, Note: n.note,
@@ -77,7 +76,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("take over the network: %w", err), n.runtime.Close(ctx, true))
 	}
-	n.volumes, err = volume.New(filepath.Join(cfg.Dir, "volumes"))
+	n.volumes, err = volume.Open(cfg.Dir)
 	if err != nil {
 		return nil, errors.Join(err, n.Close(ctx))
 	}
@@ -154,7 +153,11 @@ func (n *Node) Exec(ctx context.Context, task cluster.ID, e agentapi.Execution) 
 
 // Stats implements agentapi.NodeServices.
 func (n *Node) Stats(ctx context.Context, task cluster.ID) (agentapi.Stats, error) {
-	return n.runtime.Stats(ctx, task)
+	s, err := n.runtime.Stats(ctx, task)
+	if err != nil {
+		return agentapi.Stats{}, err
+	}
+	return agentapi.Stats{Task: task, At: s.At, CPU: s.CPU, Memory: uint64(s.Memory), MemoryLimit: uint64(s.MemoryLimit), PIDs: uint64(s.PIDs)}, nil
 }
 
 // Images implements agentapi.NodeServices.
@@ -165,7 +168,7 @@ func (n *Node) Images(ctx context.Context) ([]agentapi.Image, error) {
 	}
 	out := make([]agentapi.Image, 0, len(list))
 	for _, im := range list {
-		out = append(out, agentapi.Image{Ref: im.Ref, Digest: im.Digest, Size: im.Size, Created: im.Created})
+		out = append(out, agentapi.Image{Ref: im.Ref, Digest: im.Digest, Size: int64(im.Size), Created: im.Created})
 	}
 	return out, nil
 }
