@@ -330,25 +330,17 @@ func (d *deployer) used() []cluster.Object {
 	}
 	var put []cluster.Object
 	for _, o := range d.in.New {
-		if refs[o.GetMeta().ID] {
-			switch o := o.(type) {
-			case *cluster.Secret:
-				if o.Stack.IsZero() && d.old == nil {
-					c := cluster.Copy(o)
-					c.Stack = d.stack.ID
-					put = append(put, c)
-					continue
-				}
-			case *cluster.Config:
-				if o.Stack.IsZero() && d.old == nil {
-					c := cluster.Copy(o)
-					c.Stack = d.stack.ID
-					put = append(put, c)
-					continue
-				}
-			}
-			put = append(put, o)
+		if !refs[o.GetMeta().ID] {
+			continue
 		}
+		own := o.Clone()
+		switch o := own.(type) {
+		case *cluster.Secret:
+			o.Stack = d.stack.ID // a new stack's id is not known before
+		case *cluster.Config:
+			o.Stack = d.stack.ID
+		}
+		put = append(put, own)
 	}
 	return put
 }

@@ -57,14 +57,16 @@ func testGroup(tasks int, change func(*spec.Service)) Group {
 
 func rng() *rand.Rand { return rand.New(rand.NewSource(1)) }
 
-func TestExplainRefusals(t *testing.T) {
-	tests := []struct {
-		name   string
-		node   func(n int, node *cluster.Node)
-		spec   func(*spec.Service)
-		before int // tasks of another group placed first
-		want   string
-	}{
+type refusalCase struct {
+	name   string
+	node   func(n int, node *cluster.Node)
+	spec   func(*spec.Service)
+	before int // tasks of the group that do fit
+	want   string
+}
+
+func refusalCases() []refusalCase {
+	return []refusalCase{
 		{
 			name: "memory and drain",
 			node: func(n int, node *cluster.Node) {
@@ -116,7 +118,10 @@ func TestExplainRefusals(t *testing.T) {
 			want: "0 of 3 nodes fit: 3 do not have volume data",
 		},
 	}
-	for _, tt := range tests {
+}
+
+func TestExplainRefusals(t *testing.T) {
+	for _, tt := range refusalCases() {
 		t.Run(tt.name, func(t *testing.T) {
 			v := testView(3, tt.node)
 			g := testGroup(tt.before+1, tt.spec)
@@ -218,8 +223,7 @@ func TestPinnedTask(t *testing.T) {
 // TestAssignKeepsItsPromises draws clusters and groups and checks every placement.
 func TestAssignKeepsItsPromises(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		build := func() (*View, []*cluster.Node) { return NewView(), nil }
-		v, _ := build()
+		v := NewView()
 		var nodes []*cluster.Node
 		for i := range rapid.IntRange(0, 12).Draw(t, "nodes") {
 			n := testNode(i + 1)
