@@ -4,9 +4,6 @@ import (
 	_ "embed"
 	"io/fs"
 	"strings"
-	"time"
-
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
 var (
@@ -30,36 +27,11 @@ func Recipes() []Recipe {
 		nginx(),
 		postgres(),
 		redis(),
+		example("shop-backend", "./examples/shop/backend", "backend", "8080/tcp"),
+		example("shop-frontend", "./examples/shop/frontend", "frontend", "3000/tcp"),
+		example("svc", "./examples/microservices/svc", "svc", "8080/tcp"),
 		web("web-v1", "v1"),
 		web("web-v2", "v2"),
-	}
-}
-
-// Program images get what a static binary may look for: /tmp and a user to be.
-func scratchFiles() []File {
-	return []File{
-		{Path: "/tmp", Mode: fs.ModeDir | fs.ModeSticky | 0o777},
-		{Path: "/etc/passwd", Content: passwd("app", "65532", "/")},
-		{Path: "/etc/group", Content: group("app", "65532")},
-	}
-}
-
-// web is the HTTP server of the end-to-end tests; see test/apps/web.
-func web(name, version string) Recipe {
-	return Recipe{
-		Name:       name,
-		Tags:       []string{"baton.test/web:" + version},
-		Programs:   []Program{{Package: "./test/apps/web", Path: "/web"}},
-		Files:      scratchFiles(),
-		Entrypoint: []string{"/web"},
-		Env:        []string{"PORT=8080", "VERSION=" + version},
-		User:       "65532:65532",
-		Ports:      []string{"8080/tcp", "7777/tcp"},
-		Labels:     map[string]string{"org.opencontainers.image.version": version},
-		Health: &v1.HealthConfig{
-			Test:     []string{"CMD", "/web", "-health", "http://127.0.0.1:8080/healthz"},
-			Interval: 5 * time.Second, Timeout: 2 * time.Second, Retries: 3,
-		},
 	}
 }
 
