@@ -114,6 +114,9 @@ func (c *core) start(snaps raft.SnapshotStore, log hclog.Logger) error {
 	if err := c.bootstrap(conf, snaps, trans); err != nil {
 		return fmt.Errorf("first start: %w", err)
 	}
+	if err := c.checkSnapshot(snaps); err != nil {
+		return err
+	}
 	// No raft.LogCache in between: it would make plain text of the disk's errors.
 	var err error
 	if c.raft, err = raft.NewRaft(conf, c.owner.fsm, c.disk, c.disk, snaps, trans); err != nil {
@@ -146,6 +149,31 @@ func (c *core) bootstrap(conf *raft.Config, snaps raft.SnapshotStore, trans raft
 		return err
 	}
 	return c.disk.failure() // a term that was not written is no error to raft
+}
+
+// checkSnapshot refuses a directory whose newest snapshot cannot be used: raft would fall back to an older one, from which
+// the log does not go on any more, and panic.
+func (c *core) checkSnapshot(snaps raft.SnapshotStore) error {
+	first, err := c.disk.FirstIndex()
+	if err != nil {
+		return err
+	}
+	const mend = "restore this manager from the others or from a backup"
+	kept, err := snaps.List()
+	if err != nil || len(kept) == 0 {
+		if err == nil && first > 1 {
+			err = fmt.Errorf("%w: it starts at entry %d and no readable snapshot comes before: %s", ErrDamaged, first, mend)
+		}
+		return err
+	}
+	if kept[0].Index+1 < first {
+		return fmt.Errorf("%w: it starts at entry %d and the newest readable snapshot ends at %d: %s", ErrDamaged, first, kept[0].Index, mend)
+	}
+	_, r, err := snaps.Open(kept[0].ID) // reads and checks all of it
+	if err != nil {
+		return fmt.Errorf("%w: snapshot %s: %w: %s", ErrDamaged, kept[0].ID, err, mend)
+	}
+	return r.Close()
 }
 
 // checkMember refuses a directory that belongs to another node: this one could never win an election in it.

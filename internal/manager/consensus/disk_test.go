@@ -120,9 +120,7 @@ func writeUntilRefused(t *testing.T, log *consensus.Raft, disk string) (acked []
 			if !strings.Contains(err.Error(), disk) || !strings.Contains(err.Error(), "free some space") {
 				t.Errorf("the error names no place or no mend: %v", err)
 			}
-			if r := log.Status().Refusing; r == nil {
-				t.Error("the status does not say that writes are refused")
-			}
+			eventually(t, "the status says that writes are refused", func() bool { return log.Status().Refusing != nil })
 			return acked
 		case err != nil && !errors.Is(err, consensus.ErrNotLeader) && !errors.Is(err, consensus.ErrUnknown):
 			t.Fatalf("on a full disk: got %v", err)
