@@ -83,8 +83,6 @@ type Status struct {
 	Version  cluster.Version `json:"version" doc:"of the store, as this was read"`
 	// Gone is true in a watch's last line, after the stack was removed.
 	Gone bool `json:"gone,omitempty"`
-	// RolledBackTo is the release that replaced a failed one.
-	RolledBackTo int `json:"rolledBackTo,omitempty"`
 }
 
 // ServiceState is how a service of a stack is.

@@ -1,0 +1,242 @@
+package client
+
+import (
+	"context"
+	"io"
+	"iter"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"baton/client/api"
+)
+
+// Version tells what answers.
+func (c *Client) Version(ctx context.Context) (api.Version, error) {
+	return get[api.Version](ctx, c, path("version"), nil)
+}
+
+// Stacks lists all stacks by name.
+func (c *Client) Stacks(ctx context.Context) ([]api.Stack, error) {
+	return get[[]api.Stack](ctx, c, path("stacks"), nil)
+}
+
+// Stack reads one stack.
+func (c *Client) Stack(ctx context.Context, name string) (api.Stack, error) {
+	return get[api.Stack](ctx, c, path("stacks", name), nil)
+}
+
+// Up makes a stack what the request says. It returns once that is stored; WatchStack tells how far it has come.
+func (c *Client) Up(ctx context.Context, req api.UpRequest) (api.UpResult, error) {
+	return send[api.UpResult](ctx, c, http.MethodPut, path("stacks", req.Stack.Name), nil, req)
+}
+
+// Plan tells what Up would do with the same request.
+func (c *Client) Plan(ctx context.Context, req api.UpRequest) (api.Plan, error) {
+	return send[api.Plan](ctx, c, http.MethodPost, path("plan"), nil, req)
+}
+
+// Down begins to remove a stack; with volumes, what is stored in them is deleted too.
+func (c *Client) Down(ctx context.Context, stack string, volumes bool) (api.DownResult, error) {
+	return send[api.DownResult](ctx, c, http.MethodDelete, path("stacks", stack), query{}.set("volumes", volumes), nil)
+}
+
+// Status tells how a whole stack is.
+func (c *Client) Status(ctx context.Context, stack string) (api.Status, error) {
+	return get[api.Status](ctx, c, path("stacks", stack, "status"), nil)
+}
+
+// WatchStack yields the status of a stack now and at each change. The last one has Gone set once the stack was removed.
+func (c *Client) WatchStack(ctx context.Context, stack string) iter.Seq2[api.Status, error] {
+	return stream[api.Status](ctx, c, path("stacks", stack, "watch"), nil)
+}
+
+// Watch yields every object of the kinds (none: all that can be watched), then each one as it changes.
+func (c *Client) Watch(ctx context.Context, kinds ...string) iter.Seq2[api.ObjectChange, error] {
+	q := query{}
+	q.set("kinds", strings.Join(kinds, ","))
+	return stream[api.ObjectChange](ctx, c, path("watch"), q)
+}
+
+// Services lists the services of a stack, or all with an empty name.
+func (c *Client) Services(ctx context.Context, stack string) ([]api.Service, error) {
+	return get[[]api.Service](ctx, c, path("services"), query{}.set("stack", stack))
+}
+
+// Service reads one service with its spec. In this and all methods below a target is looked for in the stack first, when one
+// is given.
+func (c *Client) Service(ctx context.Context, stack, target string) (api.Service, error) {
+	return get[api.Service](ctx, c, path("services", target), query{}.set("stack", stack))
+}
+
+// Scale sets the number of a service's tasks.
+func (c *Client) Scale(ctx context.Context, stack, target string, replicas int) (api.ServiceResult, error) {
+	return send[api.ServiceResult](ctx, c, http.MethodPost, path("services", target, "scale"), query{}.set("stack", stack), api.ScaleRequest{Replicas: replicas})
+}
+
+// Restart replaces all tasks of a service, as an update would.
+func (c *Client) Restart(ctx context.Context, stack, target string) (api.ServiceResult, error) {
+	return send[api.ServiceResult](ctx, c, http.MethodPost, path("services", target, "restart"), query{}.set("stack", stack), nil)
+}
+
+// Tasks lists tasks: of a target, a stack, or all; with all, also those that ended.
+func (c *Client) Tasks(ctx context.Context, stack, target string, all bool) ([]api.Task, error) {
+	return get[[]api.Task](ctx, c, path("tasks"), query{}.set("stack", stack).set("target", target).set("all", all))
+}
+
+// Task reads one task.
+func (c *Client) Task(ctx context.Context, stack, target string) (api.Task, error) {
+	return get[api.Task](ctx, c, path("tasks", target), query{}.set("stack", stack))
+}
+
+// Releases lists the releases of a stack, newest first.
+func (c *Client) Releases(ctx context.Context, stack string) ([]api.Release, error) {
+	return get[[]api.Release](ctx, c, path("stacks", stack, "releases"), nil)
+}
+
+// Release reads one release with its services.
+func (c *Client) Release(ctx context.Context, stack string, number int) (api.Release, error) {
+	return get[api.Release](ctx, c, path("stacks", stack, "releases", strconv.Itoa(number)), nil)
+}
+
+// Rollback brings back an earlier release with its configs and secrets, as a new release.
+func (c *Client) Rollback(ctx context.Context, stack string, req api.RollbackRequest) (api.UpResult, error) {
+	return send[api.UpResult](ctx, c, http.MethodPost, path("stacks", stack, "rollback"), nil, req)
+}
+
+// Nodes lists the nodes.
+func (c *Client) Nodes(ctx context.Context) ([]api.Node, error) {
+	return get[[]api.Node](ctx, c, path("nodes"), nil)
+}
+
+// Node reads one node.
+func (c *Client) Node(ctx context.Context, name string) (api.Node, error) {
+	return get[api.Node](ctx, c, path("nodes", name), nil)
+}
+
+// PatchNode changes a node's availability or labels.
+func (c *Client) PatchNode(ctx context.Context, name string, p api.NodePatch) (api.Node, error) {
+	return send[api.Node](ctx, c, http.MethodPatch, path("nodes", name), nil, p)
+}
+
+// Material is a kind of versioned content.
+type Material string
+
+// The kinds of versioned content.
+const (
+	Secrets Material = "secrets"
+	Configs Material = "configs"
+)
+
+// Materials lists the newest version of each secret or config.
+func (c *Client) Materials(ctx context.Context, kind Material, stack string) ([]api.Material, error) {
+	return get[[]api.Material](ctx, c, path(string(kind)), query{}.set("stack", stack))
+}
+
+// MaterialHistory lists all versions, oldest first.
+func (c *Client) MaterialHistory(ctx context.Context, kind Material, stack, name string) ([]api.Material, error) {
+	return get[[]api.Material](ctx, c, path(string(kind), name), query{}.set("stack", stack))
+}
+
+// SetMaterial stores a new version; content equal to the newest version's changes nothing.
+func (c *Client) SetMaterial(ctx context.Context, kind Material, name string, content []byte) (api.SetResult, error) {
+	return send[api.SetResult](ctx, c, http.MethodPut, path(string(kind), name), nil, api.SetRequest{Content: content})
+}
+
+// RemoveMaterial deletes all versions.
+func (c *Client) RemoveMaterial(ctx context.Context, kind Material, name string) error {
+	_, err := send[struct{}](ctx, c, http.MethodDelete, path(string(kind), name), nil, nil)
+	return err
+}
+
+// ConfigContent reads one version of a config; number zero is the newest.
+func (c *Client) ConfigContent(ctx context.Context, stack, name string, number int) (api.ConfigContent, error) {
+	return get[api.ConfigContent](ctx, c, path("configs", name, "content"), query{}.set("stack", stack).set("number", number))
+}
+
+// Volumes lists volumes: of a stack, or all.
+func (c *Client) Volumes(ctx context.Context, stack string) ([]api.Volume, error) {
+	return get[[]api.Volume](ctx, c, path("volumes"), query{}.set("stack", stack))
+}
+
+// RemoveVolume deletes a volume and what is stored in it.
+func (c *Client) RemoveVolume(ctx context.Context, name string) error {
+	_, err := send[struct{}](ctx, c, http.MethodDelete, path("volumes", name), nil, nil)
+	return err
+}
+
+// Images lists the images on a node, or on all.
+func (c *Client) Images(ctx context.Context, node string) ([]api.Image, error) {
+	return get[[]api.Image](ctx, c, path("images"), query{}.set("node", node))
+}
+
+// LoadImage imports an OCI or docker archive on a node, which may be left out when there is one.
+func (c *Client) LoadImage(ctx context.Context, node string, archive io.Reader) (api.LoadResult, error) {
+	var out api.LoadResult
+	r, err := c.request(ctx, http.MethodPost, path("images", "load"), query{}.set("node", node), io.NopCloser(archive))
+	if err != nil {
+		return out, err
+	}
+	r.Header.Set("Content-Type", "application/octet-stream")
+	resp, err := c.do(r)
+	if err != nil {
+		return out, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	err = readJSON(resp.Body, &out)
+	return out, err
+}
+
+// RemoveImage removes an image from a node, or from all.
+func (c *Client) RemoveImage(ctx context.Context, node, ref string) error {
+	_, err := send[struct{}](ctx, c, http.MethodDelete, path("images"), query{}.set("node", node).set("ref", ref), nil)
+	return err
+}
+
+// EventOptions choose events.
+type EventOptions struct {
+	Stack, Target string
+	Since         time.Time
+	Limit         int // only the newest; zero: 200
+}
+
+func (o EventOptions) query() query {
+	return query{}.set("stack", o.Stack).set("target", o.Target).set("since", o.Since).set("limit", o.Limit)
+}
+
+// Events lists events, oldest first.
+func (c *Client) Events(ctx context.Context, o EventOptions) ([]api.Event, error) {
+	return get[[]api.Event](ctx, c, path("events"), o.query())
+}
+
+// FollowEvents yields the newest events, then each one as it happens.
+func (c *Client) FollowEvents(ctx context.Context, o EventOptions) iter.Seq2[api.Event, error] {
+	return stream[api.Event](ctx, c, path("events", "stream"), o.query())
+}
+
+// Why explains a target's state.
+func (c *Client) Why(ctx context.Context, stack, target string) (api.Why, error) {
+	return get[api.Why](ctx, c, path("why"), query{}.set("stack", stack).set("target", target))
+}
+
+// LogOptions choose lines of output.
+type LogOptions struct {
+	Stack, Target string
+	Follow        bool
+	// Tail is how many of the last lines of each task; negative: all. Zero is none, which makes sense with Follow.
+	Tail         int
+	Since, Until time.Time
+}
+
+// Logs yields lines of output, merged by time. Following, it goes on with lines as they come, also of later tasks.
+func (c *Client) Logs(ctx context.Context, o LogOptions) iter.Seq2[api.LogLine, error] {
+	q := query{}.set("stack", o.Stack).set("target", o.Target).set("follow", o.Follow).set("since", o.Since).set("until", o.Until)
+	q.set("tail", strconv.Itoa(max(o.Tail, -1)))
+	return stream[api.LogLine](ctx, c, path("logs"), q)
+}
+
+// Stats tells what tasks use now.
+func (c *Client) Stats(ctx context.Context, stack, target string) ([]api.TaskStats, error) {
+	return get[[]api.TaskStats](ctx, c, path("stats"), query{}.set("stack", stack).set("target", target))
+}

@@ -1,0 +1,187 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"baton/client/api"
+	"baton/internal/model/spec"
+)
+
+func (a *app) serverCmd() *cobra.Command {
+	if a.hooks.Server == nil {
+		return nil
+	}
+	var o ServerOptions
+	var level string
+	cmd := &cobra.Command{
+		Use: "server", Args: cobra.NoArgs,
+		Short: "Run a node, which is a cluster by itself",
+		Long: `Run a whole node under one directory: manager and worker. Its API is at DIR/baton.sock, for root and the group baton.
+Two nodes with different directories on one machine do not disturb each other.`,
+		Example: `  sudo baton server
+  sudo baton server --data-dir /srv/baton --name n1`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := o.LogLevel.UnmarshalText([]byte(level)); err != nil {
+				return api.Errorf(api.CodeInvalid, "unknown log level %q", level).WithMend("use debug, info, warn or error")
+			}
+			ctx := cmd.Context()
+			err := a.hooks.Server(ctx, o)
+			if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
+				return nil // told to end, and did
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&o.DataDir, "data-dir", dataDir(), "where everything is kept (BATON_DATA_DIR)")
+	cmd.Flags().StringVar(&o.Name, "name", "", "name of the node (default: the host's)")
+	cmd.Flags().StringVar(&level, "log-level", slog.LevelInfo.String(), "debug, info, warn or error")
+	return cmd
+}
+
+func dataDir() string {
+	if dir := os.Getenv("BATON_DATA_DIR"); dir != "" {
+		return dir
+	}
+	return defaultDataDir
+}
+
+func (a *app) resetCmd() *cobra.Command {
+	if a.hooks.Reset == nil {
+		return nil
+	}
+	var o ResetOptions
+	cmd := &cobra.Command{
+		Use: "reset", Args: cobra.NoArgs,
+		Short: "End everything that a stopped node left running, and delete its data",
+		Long: `End everything that a stopped node left running: containers, containerd, links, rules, mounts. Then delete its directory,
+with all volumes, unless --keep is given. It refuses while a server runs on the directory.`,
+		Example: `  sudo baton reset -y
+  sudo baton reset --keep --data-dir /srv/baton`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !o.Keep {
+				if err := a.confirm(fmt.Sprintf("Delete %s with all volumes, secrets and history?", o.DataDir)); err != nil {
+					return err
+				}
+			}
+			return a.hooks.Reset(cmd.Context(), o)
+		},
+	}
+	cmd.Flags().StringVar(&o.DataDir, "data-dir", dataDir(), "the node's directory (BATON_DATA_DIR)")
+	cmd.Flags().BoolVar(&o.Keep, "keep", false, "keep the directory, so that the node can start again")
+	return cmd
+}
+
+func (a *app) configCmd() *cobra.Command {
+	var f upFlags
+	cmd := &cobra.Command{
+		Use: "config", Args: cobra.NoArgs,
+		Short: "Print the resolved Compose file with every default",
+		Long: `Print the Compose file after interpolation, merging and defaults, and check it. It needs no server.
+With -o json, print what Baton makes of it: the stack as the API takes it, without the content of secrets.`,
+		Example: `  baton config
+  baton config -f compose.yaml -f prod.yaml -q && echo valid`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			res, err := a.load(cmd.Context(), f.files)
+			if err != nil || a.quiet {
+				return err
+			}
+			if a.output == "json" || a.output == "wide" {
+				return a.document(withoutSecrets(*res.Stack))
+			}
+			if a.output == "name" {
+				for _, s := range res.Stack.Services {
+					fmt.Fprintln(a.out, s.Name)
+				}
+				return nil
+			}
+			_, err = fmt.Fprint(a.out, res.Source)
+			return err
+		},
+	}
+	fl := cmd.Flags()
+	fl.StringArrayVarP(&f.file, "file", "f", nil, "Compose file, may be given several times; - is standard input")
+	fl.StringArrayVar(&f.envFile, "env-file", nil, "file with variables for the Compose file (default: .env)")
+	fl.StringArrayVar(&f.profiles, "profile", nil, "profile to activate, may be given several times")
+	return cmd
+}
+
+func withoutSecrets(s spec.Stack) spec.Stack {
+	s.Secrets = append([]spec.Secret(nil), s.Secrets...)
+	for i := range s.Secrets {
+		s.Secrets[i].Content = nil
+	}
+	return s
+}
+
+func (a *app) versionCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Args: cobra.NoArgs, Short: "Print the versions of this program and of the server",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			type versions struct {
+				Client string       `json:"client"`
+				Server *api.Version `json:"server,omitempty"`
+			}
+			v := versions{Client: a.hooks.Version}
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			server, err := c.Version(cmd.Context())
+			var known *api.Error
+			switch {
+			case err == nil:
+				v.Server = &server
+			case !errors.As(err, &known) || known.Code != api.CodeUnreachable:
+				return err
+			}
+			if a.structured() {
+				return a.document(v)
+			}
+			fmt.Fprintf(a.out, "client: %s\n", v.Client)
+			if v.Server == nil {
+				fmt.Fprintf(a.out, "server: none at %s\n", a.api.Address())
+				return nil
+			}
+			fmt.Fprintf(a.out, "server: %s (API %s, cluster %s)\n", server.Version, server.API, server.Cluster)
+			return nil
+		},
+	}
+}
+
+// completeStacks offers the names of stacks to the shell.
+func (a *app) completeStacks(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	c, err := a.dial()
+	if err != nil || len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	all, _ := c.Stacks(cmd.Context())
+	names := make([]string, len(all))
+	for i := range all {
+		names[i] = all[i].Name
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeServices offers the names of services to the shell.
+func (a *app) completeServices(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	c, err := a.dial()
+	if err != nil || len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	hint, err := a.hint(cmd.Context())
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	all, _ := c.Services(cmd.Context(), hint)
+	names := make([]string, len(all))
+	for i := range all {
+		names[i] = all[i].Name
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
