@@ -47,7 +47,7 @@ type Agent struct {
 
 	updates  chan agentapi.Update
 	done     chan Result
-	seen     chan []Observed
+	seen     chan observation
 	probed   chan News
 	counted  chan Connections
 	followed chan NetworkResult
@@ -62,7 +62,7 @@ func New(cfg Config) *Agent {
 		cfg:      cfg,
 		updates:  make(chan agentapi.Update),
 		done:     make(chan Result),
-		seen:     make(chan []Observed),
+		seen:     make(chan observation),
 		probed:   make(chan News),
 		counted:  make(chan Connections),
 		followed: make(chan NetworkResult),
@@ -93,7 +93,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		case u := <-a.updates:
 			l.Take(u)
 		case o := <-a.seen:
-			l.See(o)
+			l.See(o.list, o.asked)
 		case r := <-a.done:
 			l.Finish(r, time.Now())
 		case n := <-a.probed:
@@ -112,6 +112,12 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 		timer.Reset(l.Step(time.Now()))
 	}
+}
+
+// observation is what the executor said of all containers, and when it was asked.
+type observation struct {
+	list  []Observed
+	asked time.Time
 }
 
 func (a *Agent) spawn(f func()) {

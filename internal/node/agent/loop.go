@@ -75,6 +75,11 @@ type task struct {
 	have  *Observed
 	local Local
 
+	// changed is when the last worker finished; unseen is true until an observation tells what came of it. Acting before that
+	// would be acting on the state before the worker's.
+	changed time.Time
+	unseen  bool
+
 	tries   int
 	cancel  func() // of the worker
 	acting  ActionKind
@@ -184,8 +189,9 @@ func (l *Loop) remember(id cluster.ID) *task {
 	return t
 }
 
-// See merges an observation of all containers.
-func (l *Loop) See(list []Observed) {
+// See merges an observation of all containers that was begun at the time asked. What it says of a task that a worker has
+// changed since then is old, and is left to the next one.
+func (l *Loop) See(list []Observed, asked time.Time) {
 	l.observed = true
 	have := make(map[cluster.ID]*Observed, len(list))
 	for i := range list {
@@ -195,8 +201,8 @@ func (l *Loop) See(list []Observed) {
 		}
 	}
 	for id, t := range l.tasks {
-		if !t.local.Busy {
-			t.have = have[id]
+		if !t.local.Busy && !asked.Before(t.changed) {
+			t.have, t.unseen = have[id], false
 		}
 	}
 }
@@ -248,7 +254,9 @@ func (l *Loop) Step(now time.Time) time.Duration {
 		tasks := l.sorted()
 		views := make([]TaskView, 0, len(tasks))
 		for _, t := range tasks {
-			views = append(views, TaskView{ID: t.id, Want: t.want, Have: t.have, Local: t.local})
+			v := TaskView{ID: t.id, Want: t.want, Have: t.have, Local: t.local}
+			v.Local.Busy = v.Local.Busy || t.unseen
+			views = append(views, v)
 		}
 		marked := false
 		for _, action := range Step(views, now) {
@@ -306,6 +314,8 @@ func (l *Loop) Finish(r Result, now time.Time) {
 		return // forgotten meanwhile
 	}
 	t.local.Busy, t.cancel, t.acting = false, nil, ""
+	t.changed, t.unseen = now, true
+	defer l.hands.Look()
 	if r.Err != nil {
 		l.failed(t, r, now)
 		return
@@ -318,7 +328,6 @@ func (l *Loop) Finish(r Result, now time.Time) {
 	case ActClean:
 		t.local.Cleaned, t.local.Attached, t.have = true, false, nil
 	}
-	l.hands.Look()
 }
 
 // failed decides what an error means: a rejection is final, anything else is tried again.
@@ -345,7 +354,6 @@ func (l *Loop) failed(t *task, r Result, now time.Time) {
 	}
 	t.local.Status = s
 	l.outbox.status(s)
-	l.hands.Look()
 }
 
 // probe starts and ends the probes of a task.

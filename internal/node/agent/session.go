@@ -37,6 +37,7 @@ func (a *Agent) observeLoop(ctx context.Context) {
 	ticker := time.NewTicker(observeEvery)
 	defer ticker.Stop()
 	for {
+		asked := time.Now()
 		list, err := a.cfg.Executor.Observe(ctx)
 		switch {
 		case ctx.Err() != nil:
@@ -49,7 +50,7 @@ func (a *Agent) observeLoop(ctx context.Context) {
 			continue
 		}
 		select {
-		case a.seen <- list:
+		case a.seen <- observation{list: list, asked: asked}:
 		case <-ctx.Done():
 			return
 		}
