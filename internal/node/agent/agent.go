@@ -187,6 +187,9 @@ func (w *workers) FollowNetwork(n NetworkWork) {
 		r := NetworkResult{Config: n.Config, Version: n.Version}
 		if n.Config != nil {
 			r.Err = w.agent.cfg.Network.Configure(w.ctx, *n.Config)
+			if r.Err == nil && n.Sweep {
+				r.Err = w.agent.cfg.Network.Sweep(w.ctx, n.Keep)
+			}
 		} else {
 			r.Err = w.agent.cfg.Network.Apply(w.ctx, *n.State)
 		}

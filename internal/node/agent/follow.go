@@ -9,7 +9,11 @@ import (
 
 // NetworkWork is one thing for the network to do: Config when it is set, else State.
 type NetworkWork struct {
-	Config  *agentapi.NodeConfig
+	Config *agentapi.NodeConfig
+	// Keep, with the first Config, names the tasks that this node may still have. What an earlier agent left of others is
+	// swept away then: nothing is attached yet that could be mistaken for it.
+	Keep    []cluster.ID
+	Sweep   bool
 	State   *agentapi.NetworkState
 	Version cluster.Version // that the load balancers follow once State is applied
 }
@@ -53,7 +57,13 @@ func (l *Loop) followNetwork(now time.Time) {
 	switch {
 	case n.config != nil:
 		n.busy = true
-		l.hands.FollowNetwork(NetworkWork{Config: n.config})
+		work := NetworkWork{Config: n.config, Sweep: !n.configured}
+		if work.Sweep {
+			for _, t := range l.sorted() {
+				work.Keep = append(work.Keep, t.id)
+			}
+		}
+		l.hands.FollowNetwork(work)
 	case n.configured && n.dirty && n.want != nil && !l.adopting():
 		n.dirty, n.busy = false, true
 		l.hands.FollowNetwork(NetworkWork{State: n.want, Version: n.version})
