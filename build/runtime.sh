@@ -50,8 +50,9 @@ if [[ -d $out ]]; then
   exit 0
 fi
 
-command -v gcc >/dev/null && command -v pkg-config >/dev/null && pkg-config --exists libseccomp ||
+if ! { command -v gcc && command -v pkg-config && pkg-config --exists libseccomp; } >/dev/null; then
   die "gcc, pkg-config and the libseccomp headers are needed: apt-get install gcc pkg-config libseccomp-dev"
+fi
 
 mkdir -p "$cache"
 exec 9>"$cache/.lock"
