@@ -1,0 +1,47 @@
+// Command baton is the whole of Baton: server, node and command line in one binary.
+package main
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"baton/internal/cli"
+	"baton/internal/node/runtime"
+	"baton/internal/process"
+)
+
+func main() {
+	// Two hidden subcommands run inside or beside containers and must not load anything else.
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case "__logger":
+			os.Exit(runtime.LoggerMain(os.Args[2:]))
+		case "__init":
+			os.Exit(runtime.InitMain(os.Args[2:]))
+		}
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := cli.Main(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, cli.Hooks{
+		Version: process.Version,
+		Server:  serve,
+		Reset:   reset,
+	})
+	stop()
+	os.Exit(code)
+}
+
+func serve(ctx context.Context, o cli.ServerOptions) error {
+	return process.Serve(ctx, process.Config{DataDir: o.DataDir, Name: o.Name, Logger: logger(os.Stderr, o.LogLevel), Ready: o.Ready})
+}
+
+func reset(ctx context.Context, o cli.ResetOptions) error {
+	return process.Reset(ctx, o.DataDir, !o.Keep, logger(os.Stderr, slog.LevelWarn))
+}
+
+func logger(w io.Writer, level slog.Level) *slog.Logger {
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
+}
