@@ -117,11 +117,14 @@ func StartOver(err error) bool {
 // Turn is what one run of Work uses.
 type Turn struct {
 	Engine *Engine
-	Cursor *store.Cursor // of Engine alone, from the beginning
+	Cursor Changes // of Engine alone, from the beginning
 	Log    Proposer
 	Acks   Acknowledged
 	Now    func() time.Time
 }
+
+// Changes is a store.Cursor.
+type Changes interface{ Collect() store.Delta }
 
 // Proposer commits transactions.
 type Proposer interface {

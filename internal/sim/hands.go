@@ -1,0 +1,317 @@
+package sim
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"baton/internal/model/cluster"
+	"baton/internal/model/spec"
+	"baton/internal/node/agent"
+	"baton/internal/wire/agentapi"
+)
+
+func sortedIDs[V any](m map[cluster.ID]V) []cluster.ID {
+	return slices.SortedFunc(maps.Keys(m), func(a, b cluster.ID) int { return bytes.Compare(a[:], b[:]) })
+}
+
+// hands carry out what a node's loop decides, on simulated containers.
+type hands struct {
+	node *node
+	life int
+}
+
+var _ agent.Hands = (*hands)(nil)
+
+var errTransient = errors.New("injected fault that passes")
+
+// done queues an outcome for the loop, unless its agent is gone by then.
+func (h *hands) done(d time.Duration, name string, f func(l *agent.Loop)) {
+	n := h.node
+	n.w.after(d, n.name+" "+name, func() {
+		if n.alive(h.life) {
+			f(n.loop)
+			n.kick()
+		}
+	})
+}
+
+func (h *hands) finish(d time.Duration, r agent.Result) {
+	h.done(d, "finishes "+string(r.Kind), func(l *agent.Loop) { l.Finish(r, h.node.w.now) })
+}
+
+// Act implements agent.Hands.
+func (h *hands) Act(id cluster.ID, want *agentapi.Assignment, a agent.Action) func() {
+	n, w := h.node, h.node.w
+	w.tracef("  %s: %s %s", n.name, a.Kind, id.Short())
+	r := agent.Result{Task: id, Kind: a.Kind}
+	if a.Kind != agent.ActForget && a.Kind != agent.ActStart && w.chance(0.03) {
+		r.Err = errTransient
+		h.finish(w.between(0, 50*time.Millisecond), r)
+		return func() {}
+	}
+	switch a.Kind {
+	case agent.ActStart:
+		return h.start(want, r)
+	case agent.ActAdopt:
+		p := want.Spec.Probes
+		r.Probes = &p
+		h.attach(want)
+		h.finish(w.between(0, 20*time.Millisecond), r)
+	case agent.ActStop:
+		h.stop(id, a.Grace, r)
+	case agent.ActClean:
+		w.after(w.between(0, 30*time.Millisecond), n.name+" cleans", func() {
+			if w.cfg.Mutation != MutationLeftovers {
+				delete(n.containers, id)
+			}
+			delete(n.attached, id)
+			n.dirty = true
+			h.finish(w.between(0, 5*time.Millisecond), r)
+		})
+	default:
+		h.finish(0, r)
+	}
+	return func() {}
+}
+
+func (h *hands) attach(as *agentapi.Assignment) {
+	if as.Task.Address.IsValid() {
+		h.node.attached[as.Task.ID] = as.Task.Address
+		h.node.dirty = true
+	}
+}
+
+// kind is what an image does: the part of its name before the colon.
+func kind(s *spec.Service) string {
+	k, _, _ := strings.Cut(s.Image, ":")
+	return k
+}
+
+// start pulls, attaches and starts; it can be broken off until the container runs.
+func (h *hands) start(want *agentapi.Assignment, r agent.Result) func() {
+	n, w, over := h.node, h.node.w, false
+	end := func(d time.Duration, err error) {
+		if !over {
+			over = true
+			r.Err = err
+			h.finish(d, r)
+		}
+	}
+	machine := n.machine
+	pull := w.between(5*time.Millisecond, 300*time.Millisecond)
+	if w.chance(0.05) {
+		pull += w.between(0, 8*time.Second)
+	}
+	w.after(pull, n.name+" pulled", func() {
+		switch {
+		case over || n.machine != machine:
+		case w.chance(0.04):
+			end(0, &agent.PullError{Err: errTransient})
+		case w.chance(0.04) || kind(want.Spec) == "flaky" && w.busy && w.rng.IntN(3) == 0:
+			end(0, errTransient)
+		case kind(want.Spec) == "reject" && w.busy:
+			end(0, &agent.RejectError{Reason: "the image has no such command"})
+		default:
+			h.attach(want)
+			w.after(w.between(5*time.Millisecond, 60*time.Millisecond), n.name+" started", func() {
+				if over || n.machine != machine {
+					return
+				}
+				n.run(want)
+				p := want.Spec.Probes
+				r.Probes = &p
+				end(w.between(0, 10*time.Millisecond), nil)
+			})
+		}
+	})
+	return func() { end(time.Millisecond, context.Canceled) }
+}
+
+// run makes the container run, and end when its image is of that kind.
+func (n *node) run(want *agentapi.Assignment) {
+	w, id := n.w, want.Task.ID
+	if c := n.containers[id]; c != nil && c.state == agent.ContainerRunning {
+		return
+	}
+	c := &container{as: want, state: agent.ContainerRunning, since: w.now}
+	n.containers[id] = c
+	n.dirty = true
+	for _, v := range want.Volumes {
+		n.volumes[v] = true
+	}
+	w.check.started(n, want)
+	if w.cfg.Mutation == MutationStartTwice && w.rng.IntN(8) == 0 {
+		other := w.nodes[w.rng.IntN(len(w.nodes))]
+		other.containers[id], other.dirty = &container{as: want, state: agent.ContainerRunning, since: w.now}, true
+	}
+	if w.cfg.Mutation == MutationSharedVolume && len(want.Volumes) > 0 {
+		n.containers[w.newID()] = c
+	}
+	if w.cfg.Mutation == MutationRoughStop && w.one(8) {
+		w.after(time.Second, n.name+" stops for no reason", func() {
+			if n.containers[id] == c && c.state == agent.ContainerRunning {
+				w.check.stopped(n, id)
+			}
+		})
+	}
+	switch k := kind(want.Spec); {
+	case !w.busy && k != "job": // in peace everything works
+	case k == "crash":
+		n.exit(c, id, w.between(50*time.Millisecond, 2*time.Second), cluster.Exit{Code: 1})
+	case k == "job":
+		n.exit(c, id, w.between(100*time.Millisecond, 3*time.Second), cluster.Exit{})
+	case k == "oom":
+		n.exit(c, id, w.between(100*time.Millisecond, 2*time.Second), cluster.Exit{Code: 137, Signal: "SIGKILL", OOM: true})
+	case w.chance(0.05):
+		n.exit(c, id, w.between(50*time.Millisecond, 20*time.Second), cluster.Exit{Code: 3})
+	}
+}
+
+// exit ends a container's process after a while, if it still runs then.
+func (n *node) exit(c *container, id cluster.ID, d time.Duration, e cluster.Exit) {
+	n.w.after(d, n.name+" process ends", func() {
+		if n.containers[id] != c || c.state != agent.ContainerRunning {
+			return
+		}
+		e.At = n.w.now
+		c.state, c.exit = agent.ContainerExited, &e
+		n.dirty = true
+		if e.OOM && n.loop != nil {
+			n.loop.Killed(id)
+		}
+		n.look()
+	})
+}
+
+// stop sends the stop signal and waits for the end, by force after the grace.
+func (h *hands) stop(id cluster.ID, grace time.Duration, r agent.Result) {
+	n, w := h.node, h.node.w
+	c := n.containers[id]
+	if c == nil || c.state != agent.ContainerRunning {
+		h.finish(time.Millisecond, r)
+		return
+	}
+	w.check.stopped(n, id)
+	if w.cfg.Mutation == MutationImmortal {
+		h.finish(time.Millisecond, r)
+		return
+	}
+	d, exit := w.between(time.Millisecond, 500*time.Millisecond), cluster.Exit{Code: 143, Signal: "SIGTERM"}
+	if w.chance(0.1) {
+		d, exit = grace, cluster.Exit{Code: 137, Signal: "SIGKILL"}
+	}
+	n.exit(c, id, d, exit)
+	h.finish(d+w.between(0, 5*time.Millisecond), r)
+}
+
+// Probe implements agent.Hands.
+func (h *hands) Probe(p agent.Probing) func() {
+	n, w, over := h.node, h.node.w, false
+	c := n.containers[p.Task]
+	if c == nil {
+		return func() {}
+	}
+	k := kind(c.as.Spec)
+	tell := func(d time.Duration, news agent.News) {
+		news.Task = p.Task
+		h.done(d, "probe", func(l *agent.Loop) {
+			if !over {
+				w.tracef("  %s: probe of %s says %+v", n.name, p.Task.Short(), news)
+				l.Hear(news, w.now)
+			}
+		})
+	}
+	var first func()
+	first = func() {
+		h.done(w.between(20*time.Millisecond, 1500*time.Millisecond), "probe", func(l *agent.Loop) {
+			switch {
+			case over:
+			case k == "unready" && p.Probes.Ready != nil && w.busy:
+				first()
+			default:
+				l.Hear(agent.News{Task: p.Task, Passed: true, Ready: true}, w.now)
+			}
+		})
+	}
+	if !p.Adopted {
+		first()
+	}
+	if k == "sick" && w.busy && p.Probes.Live != nil {
+		tell(w.between(2*time.Second, 5*time.Second), agent.News{Passed: true, Kill: "its liveness probe failed"})
+	}
+	if p.Probes.Ready != nil && k != "unready" && w.chance(0.15) {
+		d := w.between(2*time.Second, 20*time.Second)
+		tell(d, agent.News{Passed: true, Ready: false, Note: "its ready probe failed"})
+		tell(d+w.between(100*time.Millisecond, 3*time.Second), agent.News{Passed: true, Ready: true})
+	}
+	return func() { over = true }
+}
+
+// Count implements agent.Hands.
+func (h *hands) Count(task cluster.ID, _ netip.Addr) {
+	w := h.node.w
+	r := agent.Connections{Task: task}
+	switch {
+	case w.chance(0.05):
+		r.Err = errTransient
+	case w.rng.IntN(3) == 0:
+		r.Open = 1
+	}
+	h.done(w.between(0, 3*time.Millisecond), "counts", func(l *agent.Loop) { l.Counted(r, w.now) })
+}
+
+// FollowNetwork implements agent.Hands.
+func (h *hands) FollowNetwork(work agent.NetworkWork) {
+	n, w := h.node, h.node.w
+	r := agent.NetworkResult{Config: work.Config, Version: work.Version}
+	d := w.between(time.Millisecond, 30*time.Millisecond)
+	if w.chance(0.03) {
+		d += w.between(0, 8*time.Second)
+	}
+	if w.chance(0.03) {
+		r.Err = errTransient
+	}
+	machine := n.machine
+	w.after(d, n.name+" network", func() {
+		if n.machine != machine {
+			return
+		}
+		if work.State != nil && r.Err == nil && n.alive(h.life) {
+			n.balance(work.State)
+		}
+		h.done(0, "network done", func(l *agent.Loop) { l.NetworkDone(r, w.now) })
+	})
+}
+
+func (n *node) balance(s *agentapi.NetworkState) {
+	clear(n.balanced)
+	for _, svc := range s.Services {
+		for _, e := range svc.Endpoints {
+			n.balanced[e.Task] = true
+		}
+	}
+	n.dirty = true
+}
+
+// RemoveVolume implements agent.Hands.
+func (h *hands) RemoveVolume(name string) {
+	n, w := h.node, h.node.w
+	w.after(w.between(time.Millisecond, 50*time.Millisecond), n.name+" removes a volume", func() {
+		w.check.volumeRemoved(n, name)
+		delete(n.volumes, name)
+		h.done(0, "volume removed", func(l *agent.Loop) { l.VolumeRemoved(name) })
+	})
+}
+
+// Look implements agent.Hands.
+func (h *hands) Look() {
+	if h.node.alive(h.life) {
+		h.node.look()
+	}
+}
