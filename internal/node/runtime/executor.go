@@ -2,9 +2,15 @@ package runtime
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
@@ -23,6 +29,8 @@ const (
 	retryPause = 200 * time.Millisecond
 	// killMax is how long the kernel may take to end a killed process before Stop reports an error.
 	killMax = 30 * time.Second
+	// shimSearches is how often abandoned shims are looked for: one that was being forked appears only later.
+	shimSearches = 10
 )
 
 // Labels of our containers.
@@ -218,6 +226,9 @@ func (r *Runtime) remove(ctx context.Context, id cluster.ID) error {
 			return err
 		}
 	}
+	if err := r.killShims(ctx, id); err != nil {
+		return err
+	}
 	if err := r.client.SnapshotService(snapshotter).Remove(ctx, id.String()); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("snapshot: %w", err)
 	}
@@ -229,6 +240,38 @@ func (r *Runtime) remove(ctx context.Context, id cluster.ID) error {
 	delete(r.logged, id)
 	r.logMu.Unlock()
 	return r.tasks.remove(id)
+}
+
+// killShims ends the shims of a task whose containerd or agent died while it was being made: containerd knows nothing of them, and would
+// hand the next attempt to one of them in the middle of the first.
+func (r *Runtime) killShims(ctx context.Context, id cluster.ID) error {
+	if _, err := os.Stat(r.tasks.path(id)); errors.Is(err, fs.ErrNotExist) {
+		return nil // never begun
+	}
+	for range shimSearches {
+		ps, err := processes(func(args []string) bool {
+			return strings.HasPrefix(filepath.Base(args[0]), "containerd-shim") && slices.Contains(args, r.cfg.socket()) && slices.Contains(args, id.String())
+		})
+		if err != nil {
+			return err
+		}
+		for _, p := range ps {
+			r.log.Warn("killing an abandoned shim", "task", id, "pid", p.pid)
+			if err := p.end(ctx, 0); err != nil {
+				return err
+			}
+		}
+		if len(ps) == 0 {
+			break
+		}
+	}
+	return os.RemoveAll(r.shimSocket(id))
+}
+
+// shimSocket is where containerd lets a task's shim listen.
+func (r *Runtime) shimSocket(id cluster.ID) string {
+	sum := sha256.Sum256([]byte(filepath.Join(r.cfg.socket(), namespace, id.String())))
+	return filepath.Join(r.cfg.shimSockets(), hex.EncodeToString(sum[:]))
 }
 
 // sweep removes what an earlier runtime left half-made: records and snapshots without a container, and its leases. Containers

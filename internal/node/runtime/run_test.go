@@ -11,12 +11,6 @@ import (
 	"baton/internal/node/runtime"
 )
 
-const (
-	agentCommand = "__agent"
-)
-
-func agentMain(args []string) int { return 0 }
-
 func TestRun(t *testing.T) {
 	n := start(t)
 	t.Run("both streams", func(t *testing.T) {

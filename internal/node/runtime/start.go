@@ -29,6 +29,8 @@ const (
 	leasePrefix = "baton-start-"
 	// leaseMax ends a lease whose owner died and was never followed by another runtime.
 	leaseMax = time.Hour
+	// startMax bounds one start, once it has its turn.
+	startMax = 2 * time.Minute
 	// undoMax bounds the removal of what a failed start had made.
 	undoMax = 30 * time.Second
 )
@@ -55,7 +57,9 @@ func (r *Runtime) Start(ctx context.Context, c agent.Container) error {
 	if done || err != nil {
 		return err
 	}
-	if err := r.start(ctx, id, c); err != nil {
+	bound, cancel := context.WithTimeout(ctx, startMax)
+	defer cancel()
+	if err := r.start(bound, id, c); err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoMax)
 		defer cancel()
 		if uerr := r.remove(undo, id); uerr != nil {
