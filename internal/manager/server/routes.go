@@ -22,7 +22,7 @@ type (
 		Target string `path:"target" doc:"service, stack/service, service/slot or id; escape the slash as %2F"`
 		InStack
 	}
-	namePath struct {
+	NamePath struct {
 		Name string `path:"name"`
 	}
 )
@@ -172,9 +172,9 @@ func (s *Server) nodeRoutes() {
 	handle(s, operation{method: http.MethodGet, path: "/v1/nodes", id: "listNodes", summary: "List nodes", tag: "nodes"},
 		func(context.Context, *none) ([]api.Node, error) { return s.listNodes(), nil })
 	handle(s, operation{method: http.MethodGet, path: "/v1/nodes/{name}", id: "getNode", summary: "One node", tag: "nodes"},
-		func(_ context.Context, in *namePath) (api.Node, error) { return s.getNode(in.Name) })
+		func(_ context.Context, in *NamePath) (api.Node, error) { return s.getNode(in.Name) })
 	type patchIn struct {
-		namePath
+		NamePath
 		Body api.NodePatch
 	}
 	handle(s, operation{method: http.MethodPatch, path: "/v1/nodes/{name}", id: "patchNode", summary: "Change a node's availability or labels", tag: "nodes"},
@@ -188,7 +188,7 @@ func (s *Server) materialRoutes(plural, title string, kind cluster.Kind) {
 			return s.listMaterials(kind, in.Stack, "")
 		})
 	type nameIn struct {
-		namePath
+		NamePath
 		InStack
 	}
 	handle(s, operation{method: http.MethodGet, path: base + "/{name}", id: "history" + title, summary: "All versions, oldest first, without content", tag: plural},
@@ -196,7 +196,7 @@ func (s *Server) materialRoutes(plural, title string, kind cluster.Kind) {
 			return s.listMaterials(kind, in.Stack, in.Name)
 		})
 	type setIn struct {
-		namePath
+		NamePath
 		Body api.SetRequest
 	}
 	handle(s, operation{method: http.MethodPut, path: base + "/{name}", id: "set" + title, summary: "Store a new version", tag: plural},
@@ -204,14 +204,14 @@ func (s *Server) materialRoutes(plural, title string, kind cluster.Kind) {
 			return s.setMaterial(ctx, kind, in.Name, in.Body.Content)
 		})
 	handle(s, operation{method: http.MethodDelete, path: base + "/{name}", id: "remove" + title, summary: "Remove all versions", tag: plural},
-		func(ctx context.Context, in *namePath) (done, error) {
+		func(ctx context.Context, in *NamePath) (done, error) {
 			return done{true}, s.removeMaterial(ctx, kind, in.Name)
 		})
 }
 
 func (s *Server) configContentRoute() {
 	type contentIn struct {
-		namePath
+		NamePath
 		InStack
 		Number int `query:"number" minimum:"0" doc:"version; the newest without it"`
 	}
@@ -225,14 +225,14 @@ func (s *Server) storageRoutes() {
 	handle(s, operation{method: http.MethodGet, path: "/v1/volumes", id: "listVolumes", summary: "List volumes", tag: "volumes"},
 		func(_ context.Context, in *InStack) ([]api.Volume, error) { return s.listVolumes(in.Stack) })
 	handle(s, operation{method: http.MethodDelete, path: "/v1/volumes/{name}", id: "removeVolume", summary: "Remove a volume and what is in it", tag: "volumes"},
-		func(ctx context.Context, in *namePath) (done, error) { return done{true}, s.removeVolume(ctx, in.Name) })
-	type onNode struct {
+		func(ctx context.Context, in *NamePath) (done, error) { return done{true}, s.removeVolume(ctx, in.Name) })
+	type OnNode struct {
 		Node string `query:"node" doc:"name of the node; all nodes without it"`
 	}
 	handle(s, operation{method: http.MethodGet, path: "/v1/images", id: "listImages", summary: "List images on nodes", tag: "images"},
-		func(ctx context.Context, in *onNode) ([]api.Image, error) { return s.listImages(ctx, in.Node) })
+		func(ctx context.Context, in *OnNode) ([]api.Image, error) { return s.listImages(ctx, in.Node) })
 	type imageIn struct {
-		onNode
+		OnNode
 		Ref string `query:"ref" required:"true"`
 	}
 	handle(s, operation{method: http.MethodDelete, path: "/v1/images", id: "removeImage", summary: "Remove an image from nodes", tag: "images"},

@@ -1,0 +1,242 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"log/slog"
+	"math"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"baton/client/api"
+	"baton/internal/manager/consensus"
+	"baton/internal/manager/control"
+	"baton/internal/manager/identity"
+	"baton/internal/manager/server"
+	"baton/internal/manager/store"
+	"baton/internal/model/cluster"
+	"baton/internal/wire/agentapi"
+)
+
+// testCluster is a real server, store and control loop over a log in memory, with a node whose containers are only talked
+// about: a task whose image is named bad fails, every other one is ready at once.
+type testCluster struct {
+	t     *testing.T
+	store *store.Store
+	log   *consensus.Memory
+	addr  string
+	now   func() time.Time
+}
+
+// allAcked stands for nodes whose load balancers follow at once.
+type allAcked struct{ ch chan struct{} }
+
+func (a allAcked) Acked() cluster.Version { return math.MaxUint64 }
+func (a allAcked) Acks() <-chan struct{}  { return a.ch }
+
+// planner previews with the engine of the control loops.
+type planner struct{}
+
+func (planner) Preview(_ context.Context, fork *store.Store, stack cluster.ID) ([]api.Action, error) {
+	return control.Preview(fork, stack, time.Now(), 1)
+}
+
+func id(n byte) cluster.ID { return cluster.ID{0: n, 15: n} }
+
+// newCluster starts a cluster whose control loops run when loops is set.
+func newCluster(t *testing.T, loops bool) *testCluster {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "baton")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	st := store.New()
+	c := &testCluster{t: t, store: st, log: consensus.NewMemory(st), addr: "unix://" + dir + "/s"}
+	sealer, err := identity.NewSealer(bytes.Repeat([]byte{7}, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
+	srv := server.New(server.Config{
+		Log: c.log, Store: st, Sealer: sealer, Planner: planner{}, ClusterName: "test", Version: "1.2.3", Logger: quiet,
+		Nodes: func(n cluster.ID) (agentapi.NodeServices, bool) { return &fakeNode{}, n == id(1) },
+	})
+	l, err := server.ListenUnix(filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	hs := &http.Server{Handler: srv.Handler()}
+	var wg sync.WaitGroup
+	ctx, cancel := context.WithCancel(context.Background())
+	wg.Go(func() { _ = hs.Serve(l) })
+	c.put(&cluster.Settings{Meta: cluster.Meta{ID: cluster.SettingsID}, Name: "test", TaskPool: netip.MustParsePrefix("10.80.0.0/16"), ServicePool: netip.MustParsePrefix("10.90.0.0/16"), NodeBits: 24},
+		&cluster.Node{Meta: cluster.Meta{ID: id(1)}, Name: "n1", Manager: true, Availability: cluster.NodeActive, State: cluster.NodeReady,
+			Subnet: netip.MustParsePrefix("10.80.1.0/24"), Description: cluster.NodeDescription{Hostname: "n1", OS: "linux", Arch: "amd64", CPU: 4000, Memory: 8 << 30, Version: "1.2.3"}})
+	if loops {
+		ctl := control.New(control.Config{Store: st, Log: c.log, Acks: allAcked{make(chan struct{})}, Logger: quiet, Seed: 1})
+		wg.Go(func() { _ = ctl.Run(ctx) })
+		wg.Go(func() { c.agent(ctx) })
+	}
+	t.Cleanup(func() {
+		srv.Close()
+		_ = hs.Close()
+		cancel()
+		wg.Wait()
+	})
+	t.Setenv("BATON_HOST", c.addr)
+	t.Chdir(dir)
+	return c
+}
+
+func (c *testCluster) put(objs ...cluster.Object) {
+	c.t.Helper()
+	var txn store.Txn
+	for _, o := range objs {
+		txn.Put(o)
+	}
+	if _, err := c.log.Propose(context.Background(), txn); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// agent reports for the one node.
+func (c *testCluster) agent(ctx context.Context) {
+	cur := c.store.Changes(0, store.Filter{Kinds: []cluster.Kind{cluster.KindTask, cluster.KindVolume}})
+	defer cur.Close()
+	for {
+		d, err := cur.Next(ctx)
+		if err != nil {
+			return
+		}
+		for _, o := range d.Changed {
+			var txn store.Txn
+			switch o := o.(type) {
+			case *cluster.Task:
+				next := cluster.Copy(o)
+				if moved, err := next.Advance(c.report(d.Snapshot, o)); !moved || err != nil {
+					continue
+				}
+				txn.Put(next)
+			case *cluster.Volume:
+				if !o.Removing {
+					continue
+				}
+				txn.Delete(o)
+			}
+			if _, err := c.log.Propose(ctx, txn); err != nil && !errors.Is(err, store.ErrConflict) {
+				return
+			}
+		}
+	}
+}
+
+// report is what the node says of a task.
+func (c *testCluster) report(snap store.Snapshot, t *cluster.Task) cluster.Status {
+	s := cluster.Status{Task: t.ID, Observed: t.Observed, Ready: t.Ready, Drained: t.Drained, At: time.Now(), Started: t.Started, Reason: t.Reason}
+	rev, _ := store.Get[*cluster.Revision](snap, t.Revision)
+	switch {
+	case t.Node.IsZero() || t.Observed.Terminal():
+	case t.Desired >= cluster.DesiredStop:
+		s.Observed, s.Ready, s.Exit = cluster.ObservedComplete, false, &cluster.Exit{At: time.Now()}
+	case t.Desired == cluster.DesiredDrain:
+		s.Drained = true
+	case rev != nil && strings.HasPrefix(rev.Spec.Image, "bad"):
+		s.Observed, s.Exit, s.Reason = cluster.ObservedFailed, &cluster.Exit{Code: 7, At: time.Now()}, "the process ended"
+	default:
+		s.Observed, s.Ready, s.Started = cluster.ObservedRunning, true, time.Now()
+	}
+	return s
+}
+
+// fakeNode answers for the containers that are not there.
+type fakeNode struct{}
+
+func (*fakeNode) Logs(ctx context.Context, task cluster.ID, o agentapi.LogOptions) iter.Seq2[agentapi.LogLine, error] {
+	return func(yield func(agentapi.LogLine, error) bool) {
+		base := time.Date(2026, 1, 31, 14, 0, 0, 0, time.UTC)
+		for i := range 3 {
+			at := base.Add(time.Duration(i)*time.Second + time.Duration(task[0])*time.Millisecond)
+			if o.Tail >= 0 && i < 3-o.Tail || at.Before(o.Since) {
+				continue
+			}
+			if !yield(agentapi.LogLine{Time: at, Stream: "stdout", Text: fmt.Sprintf("line %d", i+1)}, nil) {
+				return
+			}
+		}
+		if o.Follow {
+			<-ctx.Done()
+		}
+	}
+}
+
+func (*fakeNode) Exec(_ context.Context, _ cluster.ID, e agentapi.Execution) (int, error) {
+	switch e.Argv[0] {
+	case "cat":
+		_, err := io.Copy(e.Stdout, e.Stdin)
+		return 0, err
+	case "false":
+		_, err := io.WriteString(e.Stderr, "no\n")
+		return 42, err
+	}
+	return 0, errors.New("exec: " + e.Argv[0] + ": no such command in the image")
+}
+
+func (*fakeNode) Stats(_ context.Context, task cluster.ID) (agentapi.Stats, error) {
+	return agentapi.Stats{Task: task, At: time.Unix(1, 0), CPU: time.Second, Memory: 10 << 20, MemoryLimit: 64 << 20, PIDs: 3}, nil
+}
+
+func (*fakeNode) Images(context.Context) ([]agentapi.Image, error) {
+	return []agentapi.Image{{Ref: "docker.io/library/web:1", Digest: "sha256:1", Size: 3 << 20}}, nil
+}
+
+func (*fakeNode) LoadImage(_ context.Context, archive io.Reader) ([]string, error) {
+	b, err := io.ReadAll(archive)
+	if string(b) != "archive" {
+		return nil, errors.New("this is no archive")
+	}
+	return []string{"docker.io/library/web:2"}, err
+}
+
+func (*fakeNode) RemoveImage(context.Context, string) error { return nil }
+
+// run runs one command line and returns what it printed and its exit code.
+func (c *testCluster) run(in string, args ...string) (out, errOut string, code int) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	var o, e bytes.Buffer
+	a := newApp(strings.NewReader(in), &o, &e, Hooks{Version: "1.2.3"})
+	if c.now != nil {
+		a.now = c.now
+	}
+	code = a.run(ctx, args)
+	return o.String(), e.String(), code
+}
+
+// want runs a command that must end with a code.
+func (c *testCluster) want(code int, args ...string) string {
+	c.t.Helper()
+	out, errOut, got := c.run("", args...)
+	if got != code {
+		c.t.Fatalf("baton %s: exit code %d, want %d\n%s%s", strings.Join(args, " "), got, code, out, errOut)
+	}
+	return out + errOut
+}
+
+func write(t *testing.T, name, content string) {
+	t.Helper()
+	if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
