@@ -34,6 +34,7 @@ type Engine struct {
 	nodes    map[cluster.ID]*ipam.Block // task addresses, by node
 	held     map[cluster.ID]holding     // by task
 
+	freed bool // since the last Merge a task ended or went
 	dirty map[key]bool
 	wakes map[key]time.Time
 }
@@ -98,6 +99,10 @@ func (e *Engine) Merge(d store.Delta) error {
 	}
 	for _, r := range d.Deleted {
 		e.deleted(r)
+	}
+	if e.freed {
+		e.freed = false
+		e.markPending() // what a task held may be what another one waits for
 	}
 	return nil
 }
@@ -165,10 +170,8 @@ func (e *Engine) taskChanged(t *cluster.Task) error {
 	}
 	e.view.PutTask(t, &rev.Spec)
 	if t.Observed.Terminal() {
-		if _, held := e.held[t.ID]; held {
-			e.release(t.ID)
-			e.markPending() // what it held may be what another task waits for
-		}
+		e.release(t.ID)
+		e.freed = true
 		return nil
 	}
 	e.hold(t)
@@ -189,7 +192,7 @@ func (e *Engine) deleted(r store.Ref) {
 		if t, ok := r.Last.(*cluster.Task); ok {
 			e.mark(cluster.KindService, t.Service)
 		}
-		e.markPending()
+		e.freed = true
 	case cluster.KindService:
 		if s, ok := r.Last.(*cluster.Service); ok {
 			e.services.Release(s.Address)

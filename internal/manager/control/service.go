@@ -232,12 +232,59 @@ func (w *serviceWriter) place(tasks []*cluster.Task) error {
 	}
 	for from := 0; from < len(tasks); from += step {
 		part := tasks[from : from+step]
+		if why := w.written(rev); why != "" {
+			for _, t := range part {
+				t.Reason, t.Observed = why, cluster.ObservedPending
+			}
+			continue
+		}
 		group := schedule.Group{Service: w.service, Revision: rev, Tasks: part, Now: w.now}
 		for i, p := range schedule.Assign(e.view, group, e.rng) {
 			w.settle(part[i], rev, p)
 		}
 	}
 	return nil
+}
+
+// written says which single-writer volume of the revision another task still uses, or nothing.
+func (w *serviceWriter) written(rev *cluster.Revision) string {
+	if rev.Spec.Mode == spec.Global {
+		return "" // each node has its own volume of the name
+	}
+	for _, id := range rev.Volumes {
+		v, ok := store.Get[*cluster.Volume](w.engine.snap, id)
+		if !ok || !v.SingleWriter {
+			continue
+		}
+		for _, t := range w.decision.created {
+			if w.engine.mounts(t, id) {
+				return fmt.Sprintf("volume %s has another task in this service, and may be written by one at a time", v.Name)
+			}
+		}
+		if v.Node.IsZero() {
+			continue
+		}
+		for t := range w.engine.snap.TasksByNode(v.Node) {
+			if !t.Observed.Terminal() && t.Observed != cluster.ObservedPending && w.engine.mounts(t, id) {
+				return fmt.Sprintf("volume %s is used by task %s, and may be written by one at a time", v.Name, t.ID.Short())
+			}
+		}
+	}
+	return ""
+}
+
+// mounts reports whether a task is of a revision with that volume.
+func (e *Engine) mounts(t *cluster.Task, volume cluster.ID) bool {
+	rev, ok := store.Get[*cluster.Revision](e.snap, t.Revision)
+	if !ok {
+		return false
+	}
+	for _, id := range rev.Volumes {
+		if id == volume {
+			return true
+		}
+	}
+	return false
 }
 
 // settle writes one placement into its task.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -72,6 +73,7 @@ type Connections struct {
 type task struct {
 	id    cluster.ID
 	want  *agentapi.Assignment
+	last  *agentapi.Assignment // want, also after it is nil
 	have  *Observed
 	local Local
 
@@ -102,7 +104,7 @@ type Loop struct {
 	observed bool // at least one observation came in
 	synced   bool // at least one full update came in
 	net      netState
-	volumes  map[string]bool // being removed
+	volumes  map[string]bool // to be removed; true once the hands are at it
 }
 
 // NewLoop makes a loop that knows nothing.
@@ -147,9 +149,8 @@ func (l *Loop) Take(u agentapi.Update) {
 		}
 	}
 	for _, name := range u.RemoveVolumes {
-		if !l.volumes[name] {
-			l.volumes[name] = true
-			l.hands.RemoveVolume(name)
+		if _, known := l.volumes[name]; !known {
+			l.volumes[name] = false // Step begins with it once nothing uses it
 		}
 	}
 	l.synced = l.synced || u.Full
@@ -170,7 +171,7 @@ func (l *Loop) assign(as *agentapi.Assignment, v cluster.Version) {
 	if as.Task.Desired == cluster.DesiredDrain && t.drainVersion == 0 {
 		t.drainVersion = v
 	}
-	t.want = as
+	t.want, t.last = as, as
 	if as.Task.Desired >= cluster.DesiredStop && t.acting == ActStart && t.cancel != nil {
 		t.cancel() // no use in finishing a pull for it
 	}
@@ -273,6 +274,7 @@ func (l *Loop) Step(now time.Time) time.Duration {
 			break
 		}
 	}
+	l.removeVolumes()
 	next := observeEvery
 	for _, t := range l.sorted() {
 		l.probe(t)
@@ -283,6 +285,29 @@ func (l *Loop) Step(now time.Time) time.Duration {
 	next = min(next, untilRetry(l.net.retryAt, now))
 	l.outbox.acknowledge(l.net.done)
 	return max(next, time.Millisecond)
+}
+
+func (l *Loop) views() []TaskView {
+	tasks := l.sorted()
+	views := make([]TaskView, 0, len(tasks))
+	for _, t := range tasks {
+		views = append(views, TaskView{ID: t.id, Want: t.want, Have: t.have, Local: t.local, Last: t.last})
+	}
+	return views
+}
+
+// removeVolumes begins to remove the volumes that nothing on this machine uses any more.
+func (l *Loop) removeVolumes() {
+	if len(l.volumes) == 0 {
+		return
+	}
+	views := l.views()
+	for _, name := range slices.Sorted(maps.Keys(l.volumes)) {
+		if !l.volumes[name] && !uses(views, name) {
+			l.volumes[name] = true
+			l.hands.RemoveVolume(name)
+		}
+	}
 }
 
 // untilRetry is the time to a retry that is set, else to the next observation.

@@ -58,12 +58,15 @@ type TaskView struct {
 	Want  *agentapi.Assignment
 	Have  *Observed
 	Local Local
+	// Last is what was wanted of it last, also when nothing is any more; nil: this agent never knew.
+	Last *agentapi.Assignment
 }
 
 // Step decides what to do next for every task. It is pure: the same views and time give the same actions, and a step after
 // all of its actions succeeded gives none.
 func Step(tasks []TaskView, now time.Time) []Action {
 	var out []Action
+	left := leftOf(tasks)
 	for _, t := range tasks {
 		if t.Local.Busy {
 			continue
@@ -71,6 +74,9 @@ func Step(tasks []TaskView, now time.Time) []Action {
 		a, ok := stepTask(t, now)
 		if ok && a.Kind != ActMark && now.Before(t.Local.RetryAt) {
 			continue // the last try went wrong
+		}
+		if ok && a.Kind == ActStart && left.holds(t.Want) {
+			continue // its clean-up wakes the loop
 		}
 		if ok {
 			a.Task = t.ID
@@ -86,6 +92,10 @@ func stepTask(t TaskView, now time.Time) (Action, bool) {
 	}
 	status := t.Local.Status
 	if status.Observed.Terminal() {
+		if t.Have != nil && t.Have.State == ContainerRunning {
+			// It was given up with its node, which is back.
+			return Action{Kind: ActStop, Grace: t.Want.Spec.Container.StopGracePeriod}, true
+		}
 		return Action{Kind: ActClean}, !t.Local.Cleaned
 	}
 	if status.Observed == cluster.ObservedStopping && t.Want.Task.Desired < cluster.DesiredStop && t.Local.Kill == "" {

@@ -194,6 +194,7 @@ func (p *planner) choose(candidates []*slot) {
 			return
 		}
 		if !p.usable(s) {
+			p.wait("%s: its node takes no new tasks", p.title(s))
 			continue
 		}
 		s.target, s.moving = p.svc.Revision, true

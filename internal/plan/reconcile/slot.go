@@ -81,7 +81,7 @@ func (p *planner) converge(s *slot) {
 
 // handOff lets go of what the slot's good task replaces, once that task has proven itself.
 func (p *planner) handOff(s *slot, keep *cluster.Task) {
-	if keep.Node.IsZero() && keep.Reason != "" {
+	if keep.Observed == cluster.ObservedPending && keep.Reason != "" {
 		p.wait("slot %d: %s", s.slot, keep.Reason)
 	}
 	for _, t := range s.other {
@@ -130,6 +130,7 @@ func (p *planner) stopFirst(s *slot) bool {
 func (p *planner) refill(s *slot) {
 	past := p.past(s)
 	if !p.usable(s) {
+		p.wait("%s: its node takes no new tasks", p.title(s))
 		return
 	}
 	if s.target == p.svc.Revision && p.hold {
