@@ -193,7 +193,7 @@ func taskReason(t *api.Task) string {
 	if x := t.Exit; x != nil && (x.Code != 0 || x.OOM || x.Unknown) {
 		switch {
 		case x.OOM:
-			parts = append(parts, "out of memory")
+			parts = append(parts, fmt.Sprintf("exit code %d: out of memory", x.Code))
 		case x.Unknown:
 			parts = append(parts, "exit code unknown")
 		case x.Signal != "":

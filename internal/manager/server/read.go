@@ -245,7 +245,7 @@ func ending(t *cluster.Task) string {
 	if x := t.Exit; x != nil {
 		switch {
 		case x.OOM:
-			b.WriteString(", killed by the kernel: out of memory")
+			b.WriteString(", exit code " + strconv.Itoa(x.Code) + ": out of memory, killed by the kernel")
 		case x.Unknown:
 			b.WriteString(", exit code unknown: it ended unseen")
 		case x.Signal != "":
@@ -258,6 +258,14 @@ func ending(t *cluster.Task) string {
 		b.WriteString(": " + t.Reason)
 	}
 	return b.String()
+}
+
+// count is a number with its noun.
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return strconv.Itoa(n) + " " + noun + "s"
 }
 
 func (r reader) event(e *cluster.Event) api.Event {

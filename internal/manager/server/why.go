@@ -108,7 +108,7 @@ func (x *explainer) whyService(svc *cluster.Service, depth int) string {
 		summary = fmt.Sprintf("service %s is not as wanted: %d of %d ready", svc.Name, st.Ready, st.Desired)
 	}
 	if svc.Removing {
-		summary = fmt.Sprintf("service %s is being removed: %d tasks are left", svc.Name, st.Running)
+		summary = fmt.Sprintf("service %s is being removed: %s left", svc.Name, count(st.Running, "task"))
 	}
 	x.add(api.Reason{Depth: depth, Kind: "service", Subject: svc.Name, State: serviceWord(svc), Text: summary, Bad: !st.Converged, ID: svc.ID})
 	if st.Waiting != "" {
@@ -117,7 +117,7 @@ func (x *explainer) whyService(svc *cluster.Service, depth int) string {
 	if roll := svc.Rollout; roll.State != "" && (roll.State != cluster.RolloutCompleted || roll.Reason != "") {
 		text := fmt.Sprintf("its rollout is %s", roll.State)
 		if roll.Failures > 0 {
-			text += fmt.Sprintf(", %d new tasks failed", roll.Failures)
+			text += ", " + count(roll.Failures, "failure") + " of new tasks"
 		}
 		if roll.Reason != "" {
 			text += ": " + roll.Reason
@@ -181,7 +181,7 @@ func (x *explainer) whyTask(t *cluster.Task, depth int) string {
 	}
 	x.add(api.Reason{Depth: depth, Kind: "task", Subject: doc.Label(), State: t.Observed.String(), Text: text, At: laterOf(laterOf(t.Created, t.Started), t.Ended), Bad: bad, ID: t.ID, Exit: t.Exit})
 	if t.Failures > 0 {
-		x.add(api.Reason{Depth: depth + 1, Kind: "task", Subject: doc.Label(), State: "back-off", Text: fmt.Sprintf("%d tasks of this slot failed in a row before it, so that each replacement waits longer", t.Failures), Bad: true, ID: t.ID})
+		x.add(api.Reason{Depth: depth + 1, Kind: "task", Subject: doc.Label(), State: "back-off", Text: count(t.Failures, "failure") + " in a row in this slot before it: each replacement waits longer", Bad: true, ID: t.ID})
 	}
 	if n, ok := store.Get[*cluster.Node](x.snap, t.Node); ok && n.State != cluster.NodeReady {
 		x.whyNode(n, depth+1)
