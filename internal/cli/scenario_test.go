@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"os"
 	"strings"
@@ -23,6 +25,7 @@ services:
     deploy:
       replicas: 2
       update_config: {monitor: 10ms}
+      rollback_config: {monitor: 10ms}
 configs:
   page: {content: "one"}
 volumes:
@@ -215,3 +218,27 @@ func TestExec(t *testing.T) {
 		t.Errorf("load: %q, exit code %d", errOut, code)
 	}
 }
+
+// Ctrl-C ends the waiting, not the deployment.
+func TestUpInterrupted(t *testing.T) {
+	c := newCluster(t, true)
+	write(t, "compose.yaml", strings.Replace(webFile, "deploy:", "deploy:\n      placement: {constraints: [node.labels.zone == eu]}", 1))
+	ctx, cancel := context.WithCancel(context.Background())
+	var out, errOut bytes.Buffer
+	a := newApp(strings.NewReader(""), writerFunc(func(p []byte) (int, error) {
+		if strings.Contains(string(p), "0/2 ready") {
+			cancel() // it waits now
+		}
+		return out.Write(p)
+	}), &errOut, Hooks{})
+	if code := a.run(ctx, []string{"up", "-y"}); code != api.ExitInterrupted {
+		t.Errorf("exit code %d\n%s%s", code, out.String(), errOut.String())
+	}
+	contains(t, errOut.String(), "interrupted: the deployment goes on")
+	c.want(0, "node", "label", "n1", "zone=eu")
+	contains(t, c.want(0, "up", "-y"), "release 1 of shop is complete and healthy")
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }

@@ -281,7 +281,7 @@ func (r reader) event(e *cluster.Event) api.Event {
 		out.NodeName = r.nodeName(e.Node)
 	}
 	switch {
-	case !e.Task.IsZero() && out.ServiceName != "" && e.Slot > 0:
+	case out.ServiceName != "" && e.Slot > 0:
 		out.Subject = out.ServiceName + "/" + strconv.Itoa(e.Slot)
 	case out.ServiceName != "":
 		out.Subject = out.ServiceName
