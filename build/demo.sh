@@ -2,6 +2,7 @@
 # Runs the shop on a node of its own, or removes that node:
 #
 #   demo.sh up      needs bin/baton and build/out/images (make build images)
+#   demo.sh check   asks the running shop
 #   demo.sh down    ends everything it started and deletes its directory
 #
 # BATON_DEMO_DIR is the node's directory (/var/lib/baton-demo). Another node on
@@ -60,7 +61,7 @@ up() {
     "$baton" image load "build/out/images/$name.tar" >/dev/null
   done
   # A second run must not change the password: the database keeps the first.
-  if ! "$baton" secret ls -o json | grep -q '"db_password"'; then
+  if ! "$baton" secret ls -o json | grep >/dev/null '"db_password"'; then
     say "setting the secret db_password to a random value"
     head -c 24 /dev/urandom | base64 | tr -d '\n' | "$baton" secret set db_password - >/dev/null
   fi
@@ -133,10 +134,33 @@ down() {
     "$baton" reset --data-dir "$data" --yes
   fi
   rm -rf "$state"
+  check_gone
   say "nothing of the demo is left"
 }
 
+# check_gone fails when a process or a mount of the demo is left.
+check_gone() {
+  local f left=""
+  for f in /proc/[0-9]*/cmdline; do
+    if tr '\0' ' ' 2>/dev/null <"$f" | grep -qF -- "$data/"; then
+      left+=" process $(basename "${f%/cmdline}")"
+    fi
+  done
+  if grep -qF -- " $data/" /proc/mounts; then
+    left+=" mounts below $data"
+  fi
+  [[ ! -e $data ]] || left+=" $data"
+  [[ -z $left ]] || die "still there:$left"
+}
+
+# check asks the running shop for what comes from PostgreSQL and from Redis.
+check() {
+  curl -fsS -m 5 "$url/api/products" | grep >/dev/null '"id":' || die "$url/api/products has no rows"
+  curl -fsS -m 5 "$url/" | grep >/dev/null "visits, counted in Redis" || die "$url has no hit counter"
+  say "the shop answers with rows from PostgreSQL and a counter in Redis"
+}
+
 case ${1:-} in
-up | down) "$1" ;;
-*) die "usage: demo.sh up|down" ;;
+up | down | check) "$1" ;;
+*) die "usage: demo.sh up|down|check" ;;
 esac
