@@ -69,7 +69,8 @@ func (c *checker) stored() {
 		c.last[o.GetMeta().ID] = o
 	}
 	for _, r := range d.Deleted {
-		if t, ok := c.last[r.ID].(*cluster.Task); ok && !t.Observed.Terminal() && t.Observed != cluster.ObservedPending {
+		t, ok := c.last[r.ID].(*cluster.Task)
+		if ok && !t.Observed.Terminal() && t.Observed != cluster.ObservedPending && !c.down(d.Snapshot, t.Node) {
 			c.w.fail("task %s was forgotten while %s", t.ID.Short(), t.Observed)
 		}
 		delete(c.last, r.ID)
@@ -79,6 +80,12 @@ func (c *checker) stored() {
 			c.capacity(d.Snapshot, n)
 		}
 	}
+}
+
+// down reports whether nothing will ever be heard of the tasks of a node.
+func (c *checker) down(snap store.Snapshot, id cluster.ID) bool {
+	n, ok := store.Get[*cluster.Node](snap, id)
+	return !ok || n.State == cluster.NodeDown
 }
 
 func (c *checker) grown(old, now cluster.Object) {

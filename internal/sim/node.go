@@ -331,6 +331,9 @@ func (n *node) carry(s *dispatch.Session, life int, r agentapi.Report) {
 		if w.cfg.Mutation == MutationLostReports && w.rng.IntN(3) == 0 {
 			return
 		}
+		for _, st := range r.Tasks {
+			w.tracef("  %s says of %s: %s ready %v drained %v", n.name, st.Task.Short(), st.Observed, st.Ready, st.Drained)
+		}
 		lost := n.cut && n.session == s
 		err := dispatch.ErrClosed
 		if !lost {

@@ -85,7 +85,9 @@ func (u *users) place(s *spec.Stack, v *spec.Service, i int) {
 	case 2, 3:
 		v.Replicas = 1
 		name := "data-" + v.Name
-		s.Volumes = append(s.Volumes, spec.Volume{Name: name})
+		if !slices.ContainsFunc(s.Volumes, func(x spec.Volume) bool { return x.Name == name }) {
+			s.Volumes = append(s.Volumes, spec.Volume{Name: name})
+		}
 		v.Mounts = []spec.Mount{{Kind: spec.MountVolume, Source: name, Target: "/data"}}
 	case 4:
 		v.Image = fmt.Sprintf("job:%d", u.image)

@@ -55,7 +55,7 @@ type writing struct {
 	do      func(context.Context) error
 }
 
-// split makes what is to be written of a batch: of each task the newest status.
+// split makes what is to be written of a batch: of each task the furthest status, the newest of equal ones.
 func (d *Dispatcher) split(batch []nodeReport) []writing {
 	latest := make(map[cluster.ID]nodeReport) // task → the report that has its newest status
 	var order []cluster.ID
@@ -63,8 +63,10 @@ func (d *Dispatcher) split(batch []nodeReport) []writing {
 	var work []writing
 	for _, r := range batch {
 		for _, s := range r.report.Tasks {
-			if _, ok := latest[s.Task]; !ok {
+			if old, ok := status[s.Task]; !ok {
 				order = append(order, s.Task)
+			} else if s.Observed < old.Observed {
+				continue // told again, late
 			}
 			latest[s.Task], status[s.Task] = r, s
 		}

@@ -133,9 +133,10 @@ const gather = 5 * time.Millisecond
 func (o *Outbox) PutBack(r agentapi.Report) {
 	o.change(func() {
 		for _, s := range r.Tasks {
-			if _, newer := o.tasks[s.Task]; !newer {
-				o.tasks[s.Task] = s
+			if latest, ok := o.known[s.Task]; ok {
+				s = latest // what came later may be on its way already: an older word must not follow it
 			}
+			o.tasks[s.Task] = s
 		}
 		o.volumes = append(r.VolumesRemoved, o.volumes...)
 		o.notes = append(r.Notes, o.notes...)

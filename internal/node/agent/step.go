@@ -96,7 +96,8 @@ func stepTask(t TaskView, now time.Time) (Action, bool) {
 			// It was given up with its node, which is back.
 			return Action{Kind: ActStop, Grace: t.Want.Spec.Container.StopGracePeriod}, true
 		}
-		return Action{Kind: ActClean}, !t.Local.Cleaned
+		// A start that an earlier agent left under way may show a container after the clean-up.
+		return Action{Kind: ActClean}, !t.Local.Cleaned || t.Have != nil
 	}
 	if status.Observed == cluster.ObservedStopping && t.Want.Task.Desired < cluster.DesiredStop && t.Local.Kill == "" {
 		// An earlier agent began to end it; what it knew of the cause is in the status.

@@ -174,7 +174,15 @@ func (p *planner) choose(candidates []*slot) {
 	if p.roll.State != cluster.RolloutUpdating {
 		return
 	}
+	for _, s := range candidates {
+		if !p.usable(s) {
+			p.wait("%s: its node takes no new tasks", p.title(s))
+		}
+	}
 	if p.hold {
+		if len(candidates) > 0 {
+			p.wait("%s", p.in.Blocked)
+		}
 		return
 	}
 	if p.initial() {
@@ -194,7 +202,6 @@ func (p *planner) choose(candidates []*slot) {
 			return
 		}
 		if !p.usable(s) {
-			p.wait("%s: its node takes no new tasks", p.title(s))
 			continue
 		}
 		s.target, s.moving = p.svc.Revision, true

@@ -304,6 +304,8 @@ func End(t *cluster.Task) string {
 		return cmp.Or(t.Reason, "ended as "+t.Observed.String())
 	case t.Exit.OOM:
 		return "was killed for memory (OOM)"
+	case t.Observed == cluster.ObservedFailed && t.Reason != "":
+		return "failed: " + t.Reason // the node knows best: a probe that gave up, say
 	case t.Exit.Unknown:
 		return "ended unseen, its exit code is unknown"
 	case t.Exit.Signal != "":
