@@ -28,7 +28,7 @@ func TestCrashesInTheMiddleOfAnUp(t *testing.T) {
 			steady := "  steady:\n    image: baton.test/web:v1\n    ports: [\"8081:8080\"]\n"
 			file := func(version string) string {
 				return m.write("compose.yaml", "name: site\nservices:\n  web:\n    image: baton.test/web:"+version+"\n"+
-					published+health+deploy("replicas: 4, update_config: {monitor: 500ms}")+steady)
+					published+probed+deploy("replicas: 4, update_config: {monitor: 500ms}")+steady)
 			}
 			m.baton("up", "-f", file("v1"), "-y")
 			before := m.live("steady")[0]

@@ -20,7 +20,8 @@ func webFile(pieces ...string) string {
 
 const (
 	published   = "    ports: [\"8080:8080\"]\n"
-	health      = "    healthcheck: {test: [CMD, /web, -health, \"http://127.0.0.1:8080/healthz\"], interval: 1s, timeout: 2s, retries: 3, start_interval: 200ms}\n"
+	probed      = "    x-probes: {ready: {http: \":8080/ready\", every: 200ms}}\n"
+	health      = "    healthcheck: {test: [CMD, /web, -health, \"http://127.0.0.1:8080/healthz\"], interval: 1s, timeout: 5s, retries: 3, start_interval: 200ms}\n"
 	quickUpdate = "update_config: {monitor: 0s}"
 )
 
@@ -74,7 +75,7 @@ func TestOneContainerFromFileToRemoval(t *testing.T) {
 	if out := m.baton("ls"); !strings.Contains(out, "web") || !strings.Contains(out, "1/1") {
 		t.Errorf("ls does not show the service:\n%s", out)
 	}
-	if out := m.baton("logs", "web"); !strings.Contains(out, "listening") {
+	if out := m.baton("logs", "web"); !strings.Contains(out, "web starts") {
 		t.Errorf("logs do not show what the task printed:\n%s", out)
 	}
 	if out := m.baton("exec", "web", "--", "/web", "-health", "http://127.0.0.1:8080/healthz"); strings.Contains(out, "error") {
@@ -202,8 +203,8 @@ func TestProbesTakeOutOfBalancingAndReplace(t *testing.T) {
 	m := newMachine(t)
 	m.load("web-v1")
 	m.baton("up", "-f", m.write("compose.yaml", webFile(published, `    x-probes:
-      ready: {http: "/ready", port: 8080, every: 200ms, failures: 2}
-      live: {http: "/live", port: 8080, every: 500ms, failures: 3}
+      ready: {http: ":8080/ready", every: 200ms, failures: 2}
+      live: {http: ":8080/live", every: 500ms, failures: 3}
 `, deploy("replicas: 2"))), "-y")
 	list := m.live("web")
 	if len(list) != 2 {

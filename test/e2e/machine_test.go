@@ -197,7 +197,7 @@ func (m *machine) start() {
 			m.t.Fatalf("the server ended: %v\n%s", err, m.log(40))
 		default:
 		}
-		r := m.try("version")
+		r := m.try("node", "ls")
 		if r.code != 0 {
 			return errors.New(r.stderr)
 		}

@@ -39,7 +39,7 @@ func TestBadInputIsRefused(t *testing.T) {
 			t.Errorf("%s: a Go trace reaches the user:\n%s", c.name, r.stderr)
 		}
 	}
-	if list := batonJSON[[]api.Stack](m, "status"); len(list) != 0 {
+	if list := batonJSON[[]api.Stack](m, "ls", "--stacks"); len(list) != 0 {
 		t.Errorf("refused stacks left something: %+v", list)
 	}
 }
@@ -53,9 +53,9 @@ func TestWhatCannotRunSaysWhy(t *testing.T) {
 		name, file string
 		want       []string
 	}{
-		{"no node fits", webFile(deploy("placement: {constraints: [\"node.labels.zone == moon\"]}")), []string{"0 of 1 nodes fit", "node.labels.zone"}},
+		{"no node fits", webFile(deploy("placement: {constraints: [\"node.labels.zone == moon\"]}")), []string{"0 of 1 node", "node.labels.zone"}},
 		{"an image that is not there", strings.ReplaceAll(webFile(), "web:v1", "nothing:v9"), []string{"baton.test/nothing:v9", "baton image load"}},
-		{"more memory than there is", webFile(deploy("resources: {reservations: {memory: 900G}}")), []string{"0 of 1 nodes fit", "memory"}},
+		{"more memory than there is", webFile(deploy("resources: {reservations: {memory: 900G}}")), []string{"0 of 1 node", "memory"}},
 		{"a command that is not in the image", webFile("    entrypoint: [/no/such/program]\n"), []string{"/no/such/program"}},
 	} {
 		r := m.try("up", "-f", m.write("compose.yaml", c.file), "-y", "--timeout", "4s")
@@ -92,7 +92,7 @@ func TestSecretsStaySecret(t *testing.T) {
 	if r := m.tryIn([]byte(content), "secret", "set", "pw", "-"); r.code != 0 {
 		t.Fatal(r.stderr)
 	}
-	m.baton("up", "-f", m.write("compose.yaml", webFile(published, "    secrets: [{source: pw, uid: \"1000\", mode: 0400}]\n")+"secrets: {pw: {external: true}}\n"), "-y")
+	m.baton("up", "-f", m.write("compose.yaml", webFile(published, "    secrets: [{source: pw, uid: \"65532\", mode: 0400}]\n")+"secrets: {pw: {external: true}}\n"), "-y")
 	if body, err := m.ask(m.outside, url("/file?path=/run/secrets/pw")); err != nil || body != content {
 		t.Errorf("the task reads %q, %v", body, err)
 	}

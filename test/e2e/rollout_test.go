@@ -19,7 +19,7 @@ func TestRollingUpdatesDropNoRequest(t *testing.T) {
 	m := newMachine(t)
 	m.load("web-v1")
 	file := func(n int) string {
-		return m.write("compose.yaml", webFile(published, health, fmt.Sprintf("    environment: {ROUND: \"%d\"}\n", n),
+		return m.write("compose.yaml", webFile(published, probed, fmt.Sprintf("    environment: {ROUND: \"%d\"}\n", n),
 			"    x-rollout: {drain: 2s}\n", deploy("replicas: 3, "+quickUpdate))+`  inside:
     image: baton.test/web:v1
 `)
@@ -53,7 +53,7 @@ func TestFailingReleaseIsRolledBackWithItsConfig(t *testing.T) {
 	file := func(health, content string) string {
 		return m.write("compose.yaml", webFile(published,
 			"    configs: [{source: motd, target: /motd}]\n",
-			"    healthcheck: {test: [CMD, /web, -health, \"http://127.0.0.1:8080"+health+"\"], interval: 300ms, timeout: 1s, retries: 2, start_interval: 100ms}\n",
+			"    healthcheck: {test: [CMD, /web, -health, \"http://127.0.0.1:8080"+health+"\"], interval: 1s, timeout: 5s, retries: 3, start_interval: 200ms}\n",
 			deploy("replicas: 2, "+quickUpdate))+"configs: {motd: {content: \""+content+"\"}}\n")
 	}
 	m.baton("up", "-f", file("/healthz", "first"), "-y")
@@ -83,7 +83,7 @@ func TestManualRollbackBringsBackARelease(t *testing.T) {
 	m := newMachine(t)
 	m.load("web-v1", "web-v2")
 	file := func(version string) string {
-		return m.write("compose.yaml", strings.ReplaceAll(webFile(published, health, deploy(quickUpdate)), "web:v1", "web:"+version))
+		return m.write("compose.yaml", strings.ReplaceAll(webFile(published, probed, deploy(quickUpdate)), "web:v1", "web:"+version))
 	}
 	m.baton("up", "-f", file("v1"), "-y")
 	m.baton("up", "-f", file("v2"), "-y")
@@ -106,7 +106,7 @@ func TestUpTwiceChangesNothingAndPlanIsRight(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t)
 	m.load("web-v1", "web-v2")
-	file := m.write("compose.yaml", webFile(published, health, deploy("replicas: 3, "+quickUpdate)))
+	file := m.write("compose.yaml", webFile(published, probed, deploy("replicas: 3, "+quickUpdate)))
 	if r := m.try("plan", "-f", file); r.code != api.ExitChanges {
 		t.Errorf("plan of a new stack: exit %d, want %d: %s", r.code, api.ExitChanges, r.stderr)
 	}
@@ -131,9 +131,9 @@ func TestUpTwiceChangesNothingAndPlanIsRight(t *testing.T) {
 	if r.code != api.ExitChanges {
 		t.Fatalf("plan of an update: exit %d: %s", r.code, r.stderr)
 	}
-	m.baton("up", "-f", update, "--plan", m.dir+"/plan", "-y")
+	m.baton("up", "--plan", m.dir+"/plan", "-y")
 	m.checkPlan(r.stdout, before)
-	if r := m.try("up", "-f", update, "--plan", m.dir+"/plan", "-y"); r.code != api.ExitRefused {
+	if r := m.try("up", "--plan", m.dir+"/plan", "-y"); r.code != api.ExitRefused {
 		t.Errorf("a plan whose state has moved: exit %d, want %d\n%s", r.code, api.ExitRefused, r.stderr)
 	}
 }

@@ -122,6 +122,9 @@ func (c *converter) update(key string, u *types.UpdateConfig) spec.UpdatePolicy 
 		Order: spec.UpdateOrder(u.Order), Delay: time.Duration(u.Delay), Monitor: time.Duration(u.Monitor),
 		FailureAction: spec.FailureAction(u.FailureAction), MaxFailureRatio: decimal(u.MaxFailureRatio),
 	}
+	if u.Monitor == 0 && c.rep.src.has(c.at(key+".monitor")) {
+		out.Monitor = atOnce // asked for, not left out
+	}
 	if u.Parallelism != nil {
 		out.Parallelism = spec.AllAtOnce
 		if *u.Parallelism > 0 {

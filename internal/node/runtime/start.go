@@ -126,7 +126,12 @@ func (r *Runtime) start(ctx context.Context, id cluster.ID, c agent.Container) e
 	if err != nil {
 		return err
 	}
-	ctx, release, err := r.client.WithLease(ctx, leases.WithID(leasePrefix+id.String()), leases.WithExpiration(leaseMax))
+	// A start that containerd's end broke off has left its lease.
+	lease := leases.Lease{ID: leasePrefix + id.String()}
+	if err := r.client.LeasesService().Delete(ctx, lease); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("lease of an earlier start: %w", err)
+	}
+	ctx, release, err := r.client.WithLease(ctx, leases.WithID(lease.ID), leases.WithExpiration(leaseMax))
 	if err != nil {
 		return fmt.Errorf("lease: %w", err)
 	}
