@@ -67,12 +67,15 @@ func (h *hands) Act(id cluster.ID, want *agentapi.Assignment, a agent.Action) fu
 		h.stop(id, a.Grace, r)
 	case agent.ActClean:
 		w.after(w.between(0, 30*time.Millisecond), n.name+" cleans", func() {
+			late := w.between(0, 5*time.Millisecond)
 			if w.cfg.Mutation != MutationLeftovers {
 				delete(n.containers, id)
+			} else {
+				late = 5 * time.Second
 			}
 			delete(n.attached, id)
 			n.dirty = true
-			h.finish(w.between(0, 5*time.Millisecond), r)
+			h.finish(late, r)
 		})
 	default:
 		h.finish(0, r)
@@ -199,7 +202,7 @@ func (h *hands) stop(id cluster.ID, grace time.Duration, r agent.Result) {
 	}
 	w.check.stopped(n, id)
 	if w.cfg.Mutation == MutationImmortal {
-		h.finish(time.Millisecond, r)
+		h.finish(5*time.Second, r)
 		return
 	}
 	d, exit := w.between(time.Millisecond, 500*time.Millisecond), cluster.Exit{Code: 143, Signal: "SIGTERM"}

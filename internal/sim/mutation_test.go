@@ -7,7 +7,7 @@ import (
 
 // TestMutations plants a bug for each check and expects the check to find it within a few seeds.
 func TestMutations(t *testing.T) {
-	const seeds = 60
+	const seeds = 20
 	for _, c := range []struct {
 		bug   Mutation
 		found []string // parts of what the check says; any of them

@@ -125,6 +125,9 @@ func (p *planner) enters(s *slot) bool {
 	if slices.ContainsFunc(s.tasks, func(t *cluster.Task) bool { return ownEnd(t) && p.fresh(t) }) {
 		return true
 	}
+	if last := newestEnd(s); last != nil && ownEnd(last) && p.current(last) && !slices.ContainsFunc(s.tasks, running) {
+		return true // only policies changed: what ended here was as it is wanted
+	}
 	if slices.ContainsFunc(s.tasks, running) {
 		return false
 	}
