@@ -15,6 +15,8 @@ import (
 const (
 	previewSteps = 100_000        // transactions and reports of one preview
 	previewSpan  = 24 * time.Hour // of simulated time
+	// stuckMax is how long others may take to move on while a task finds no node; then only a deadline would come.
+	stuckMax = time.Minute
 )
 
 // errPreview means that a deployment does not come to rest within the bounds of a preview.
@@ -47,6 +49,7 @@ type preview struct {
 	before   map[cluster.ID]*cluster.Task
 	services map[cluster.ID]string // names, also of those that will be removed
 	steps    int
+	moved    time.Time // when something was last written
 }
 
 func (p *preview) run() error {
@@ -64,7 +67,7 @@ func (p *preview) run() error {
 			continue
 		}
 		wake := p.engine.WakeAt()
-		if wake.IsZero() || p.stuck() || p.settled() {
+		if wake.IsZero() || p.settled() || wake.After(p.moved.Add(stuckMax)) && p.stuck() {
 			return nil
 		}
 		if wake.After(p.end) {
@@ -104,6 +107,7 @@ func (p *preview) decide(cursor *store.Cursor) error {
 
 func (p *preview) apply(t store.Txn) error {
 	p.steps++
+	p.moved = p.now
 	return p.fork.Apply(p.fork.Snapshot().Version()+1, []store.Txn{t})[0]
 }
 

@@ -1,0 +1,325 @@
+package control
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"baton/internal/manager/stacks"
+	"baton/internal/manager/store"
+	"baton/internal/model/cluster"
+	"baton/internal/model/spec"
+	"baton/internal/plan/release"
+)
+
+// world is a store with an engine and nodes that do at once what they are told.
+type world struct {
+	t      testing.TB
+	st     *store.Store
+	engine *Engine
+	cursor *store.Cursor
+	now    time.Time
+}
+
+func newWorld(t testing.TB, nodes int) *world {
+	w := &world{t: t, st: store.New(), engine: NewEngine(nil, 1), now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
+	w.cursor = w.st.Changes(0, store.Filter{})
+	t.Cleanup(w.cursor.Close)
+	w.put(&cluster.Settings{
+		Meta: cluster.Meta{ID: cluster.SettingsID}, TaskPool: netip.MustParsePrefix("10.0.0.0/16"),
+		ServicePool: netip.MustParsePrefix("10.1.0.0/24"), NodeBits: 28,
+	})
+	for i := range nodes {
+		w.put(&cluster.Node{
+			Meta: cluster.Meta{ID: cluster.NewID(nil)}, Name: fmt.Sprintf("n%d", i+1), State: cluster.NodeReady, Availability: cluster.NodeActive,
+			Description: cluster.NodeDescription{OS: "linux", Arch: "amd64", CPU: 4000, Memory: 8 << 30},
+		})
+	}
+	return w
+}
+
+func (w *world) put(list ...cluster.Object) {
+	w.t.Helper()
+	var t store.Txn
+	for _, o := range list {
+		t.Put(o)
+	}
+	if err := w.apply(t); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) apply(t store.Txn) error {
+	return w.st.Apply(w.st.Snapshot().Version()+1, []store.Txn{t})[0]
+}
+
+// merge tells the engine what changed.
+func (w *world) merge() {
+	w.t.Helper()
+	if err := w.engine.Merge(w.cursor.Collect()); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) next() (Decision, bool) {
+	w.t.Helper()
+	w.merge()
+	d, ok, err := w.engine.Next(w.now, w.st.Snapshot().Version())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return d, ok
+}
+
+// work lets engine and nodes act until nothing moves and nothing is due within limit.
+func (w *world) work(limit time.Duration) {
+	w.t.Helper()
+	nodes := &preview{fork: w.st}
+	for end := w.now.Add(limit); ; {
+		for d, ok := w.next(); ok; d, ok = w.next() {
+			w.engine.Done(d, w.apply(d.Txn))
+		}
+		nodes.now = w.now
+		moved, err := nodes.nodes()
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if moved {
+			continue
+		}
+		at := w.engine.WakeAt()
+		if at.IsZero() || at.After(end) {
+			return
+		}
+		w.now = later(w.now, at)
+	}
+}
+
+func (w *world) deploy(file spec.Stack) release.Deployment {
+	w.t.Helper()
+	file.SetDefaults()
+	if err := file.Validate(); err != nil {
+		w.t.Fatal(err)
+	}
+	w.now = w.now.Add(time.Second)
+	d, err := release.Deploy(release.DeployInput{
+		View: stacks.View{Snap: w.st.Snapshot()}, Want: file, IDs: func() cluster.ID { return cluster.NewID(nil) }, Now: w.now,
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if len(d.Put) > 0 {
+		w.put(d.Put...)
+	}
+	return d
+}
+
+func (w *world) service(name string) *cluster.Service {
+	w.t.Helper()
+	for s := range store.All[*cluster.Service](w.st.Snapshot()) {
+		if s.Name == name {
+			return s
+		}
+	}
+	w.t.Fatalf("there is no service %s", name)
+	return nil
+}
+
+// tasks lists the tasks of a service that are wanted.
+func (w *world) tasks(name string) (out []*cluster.Task) {
+	for t := range w.st.Snapshot().TasksByService(w.service(name).ID) {
+		if t.Desired == cluster.DesiredRun && !t.Observed.Terminal() {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+func (w *world) change(name string, f func(*cluster.Service)) {
+	s := cluster.Copy(w.service(name))
+	f(s)
+	w.put(s)
+}
+
+func service(name string, replicas int) spec.Service {
+	return spec.Service{Name: name, Image: name + ":1", Replicas: replicas}
+}
+
+func TestRefusedDecisionGivesBackWhatItTook(t *testing.T) {
+	w := newWorld(t, 1)
+	web := service("web", 2)
+	web.Resources.Reservations.CPU = 2000
+	web.Ports = nil
+	w.deploy(spec.Stack{Name: "s", Services: []spec.Service{web}})
+	// Far more refusals than the node has addresses (14) or processors (two tasks' worth).
+	for i := 0; i < 40; i++ {
+		d, ok := w.next()
+		if !ok {
+			t.Fatal("nothing to decide")
+		}
+		if len(d.created) == 0 {
+			w.engine.Done(d, w.apply(d.Txn))
+			continue
+		}
+		w.engine.Done(d, store.ErrConflict)
+	}
+	w.work(time.Minute)
+	if s := w.service("web"); !s.Status.Converged {
+		t.Errorf("got %+v, want converged", s.Status)
+	}
+}
+
+func TestPendingTasksArePlacedWhenRoomAppears(t *testing.T) {
+	w := newWorld(t, 1)
+	big, small := service("big", 1), service("small", 1)
+	big.Resources.Reservations.CPU, small.Resources.Reservations.CPU = 3000, 3000
+	w.deploy(spec.Stack{Name: "a", Services: []spec.Service{big}})
+	w.work(time.Minute)
+	w.deploy(spec.Stack{Name: "b", Services: []spec.Service{small}})
+	w.work(time.Minute)
+	got := w.tasks("small")
+	if len(got) != 1 || got[0].Observed != cluster.ObservedPending || !strings.Contains(got[0].Reason, "cpu") && !strings.Contains(got[0].Reason, "CPU") {
+		t.Fatalf("got %+v, want one pending task that names the processors", got)
+	}
+	w.change("big", func(s *cluster.Service) { s.Replicas = 0 })
+	w.work(time.Minute)
+	if got := w.tasks("small"); len(got) != 1 || !got[0].Ready {
+		t.Errorf("got %+v, want a ready task", got)
+	}
+}
+
+func TestGlobalTaskWaitsForRoomOnItsNode(t *testing.T) {
+	w := newWorld(t, 1)
+	big, each := service("big", 1), service("each", 0)
+	each.Mode = spec.Global
+	big.Resources.Reservations.CPU, each.Resources.Reservations.CPU = 3000, 3000
+	w.deploy(spec.Stack{Name: "a", Services: []spec.Service{big}})
+	w.work(time.Minute)
+	w.deploy(spec.Stack{Name: "b", Services: []spec.Service{each}})
+	w.work(time.Minute)
+	if got := w.tasks("each"); len(got) != 1 || got[0].Observed != cluster.ObservedPending || got[0].Reason == "" || got[0].Address.IsValid() {
+		t.Fatalf("got %+v, want one pending task with a reason", got)
+	}
+	w.change("big", func(s *cluster.Service) { s.Replicas = 0 })
+	w.work(time.Minute)
+	if got := w.tasks("each"); len(got) != 1 || !got[0].Ready || !got[0].Address.IsValid() {
+		t.Errorf("got %+v, want a ready task", got)
+	}
+}
+
+func TestAddressesRunOutAndComeBack(t *testing.T) {
+	w := newWorld(t, 1)
+	w.deploy(spec.Stack{Name: "a", Services: []spec.Service{service("web", 20)}})
+	w.work(time.Minute)
+	ready := 0
+	for _, task := range w.tasks("web") {
+		if task.Ready {
+			ready++
+		}
+	}
+	if ready == 0 || ready >= 16 {
+		t.Fatalf("%d tasks are ready in a subnet of 16 addresses", ready)
+	}
+	w.change("web", func(s *cluster.Service) { s.Replicas = 2 })
+	w.work(time.Minute)
+	w.change("web", func(s *cluster.Service) { s.Replicas = ready })
+	w.work(time.Minute)
+	if s := w.service("web"); !s.Status.Converged {
+		t.Errorf("got %+v, want converged again", s.Status)
+	}
+}
+
+func TestSingleWriterVolumeKeepsOneWriter(t *testing.T) {
+	w := newWorld(t, 3)
+	db := service("db", 1)
+	db.Mounts = []spec.Mount{{Kind: spec.MountVolume, Source: "data", Target: "/data"}}
+	w.deploy(spec.Stack{Name: "a", Services: []spec.Service{db}, Volumes: []spec.Volume{{Name: "data"}}})
+	w.work(time.Minute)
+	w.change("db", func(s *cluster.Service) { s.Replicas = 3 })
+	w.work(time.Minute)
+	placed := 0
+	for _, task := range w.tasks("db") {
+		if task.Observed != cluster.ObservedPending {
+			placed++
+		} else if !strings.Contains(task.Reason, "one at a time") {
+			t.Errorf("reason %q does not name the volume's rule", task.Reason)
+		}
+	}
+	if placed != 1 {
+		t.Errorf("%d tasks write to the volume, want 1", placed)
+	}
+}
+
+func TestDependenciesHoldBackAndRestart(t *testing.T) {
+	w := newWorld(t, 2)
+	db, web := service("db", 0), service("web", 1)
+	web.DependsOn = []spec.Dependency{{Service: "db", Condition: spec.DependHealthy, Restart: true, Required: true}}
+	file := spec.Stack{Name: "a", Services: []spec.Service{db, web}}
+	w.deploy(file)
+	w.work(time.Minute)
+	if got, waiting := w.tasks("web"), w.service("web").Status.Waiting; len(got) != 0 || !strings.Contains(waiting, "db") {
+		t.Fatalf("got %d tasks and %q, want none, waiting for db", len(got), waiting)
+	}
+	w.change("db", func(s *cluster.Service) { s.Replicas, s.Scaled = 1, true })
+	w.work(time.Minute)
+	first := w.tasks("web")
+	if len(first) != 1 || !first[0].Ready {
+		t.Fatalf("got %+v, want a ready task once db is healthy", first)
+	}
+	file.Services[0].Image = "db:2"
+	w.deploy(file)
+	w.work(time.Minute)
+	if got := w.tasks("web"); len(got) != 1 || got[0].ID == first[0].ID {
+		t.Errorf("web was not restarted after db was updated")
+	}
+}
+
+func TestRemovedStackLeavesNothing(t *testing.T) {
+	w := newWorld(t, 2)
+	w.deploy(spec.Stack{Name: "a", Services: []spec.Service{service("web", 3), service("api", 2)}})
+	w.work(time.Minute)
+	snap := w.st.Snapshot()
+	st, _ := snap.StackByName("a")
+	gone := cluster.Copy(st)
+	gone.Removing = true
+	w.put(gone)
+	for _, name := range []string{"web", "api"} {
+		w.change(name, func(s *cluster.Service) { s.Removing = true })
+	}
+	w.work(time.Minute)
+	for _, k := range []cluster.Kind{
+		cluster.KindStack, cluster.KindRelease, cluster.KindService, cluster.KindRevision, cluster.KindTask, cluster.KindNetwork,
+	} {
+		if n := w.st.Snapshot().Count(k); n != 0 {
+			t.Errorf("%d objects of kind %s are left", n, k)
+		}
+	}
+}
+
+func TestEventsAreBounded(t *testing.T) {
+	w := newWorld(t, 1)
+	const more = eventsSlack + 100
+	var txn store.Txn
+	for i := range eventsMax + more {
+		at := w.now.Add(time.Duration(i) * time.Millisecond)
+		txn.Put(&cluster.Event{Meta: cluster.Meta{ID: cluster.NewID(nil), Created: at}, At: at, Type: "test"})
+		if txn.Len() == 1000 || i == eventsMax+more-1 {
+			if err := w.apply(txn); err != nil {
+				t.Fatal(err)
+			}
+			txn = store.Txn{}
+		}
+	}
+	w.work(time.Second)
+	if n := w.st.Snapshot().Count(cluster.KindEvent); n != eventsMax {
+		t.Errorf("%d events are kept, want %d", n, eventsMax)
+	}
+	for e := range w.st.Snapshot().EventsBy(cluster.ID{}) {
+		if first := w.now.Add(more * time.Millisecond); e.At.Before(first.Add(-time.Millisecond)) {
+			t.Errorf("the oldest event kept is of %s, want the newest to stay", e.At)
+		}
+		break
+	}
+}
