@@ -16,6 +16,7 @@ import (
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"baton/internal/model/spec"
@@ -144,11 +145,6 @@ func (s *Store) explain(ref string, err error) error {
 	case errdefs.IsNotFound(err), status == http.StatusNotFound:
 		return why("the registry does not have it; check its name, or load it with `baton image load FILE`")
 	}
-	var dns *net.DNSError
-	if errors.As(err, &dns) && dns.IsNotFound {
-		// A machine without a way out answers so for every name: retrying is cheap, and the sentence tells what else helps.
-		return fmt.Errorf("image %s is not on this node and could not be pulled: %w; load it with `baton image load FILE`", ref, err)
-	}
 	return fmt.Errorf("image %s is not on this node and could not be pulled: %w; load it with `baton image load FILE`", ref, err)
 }
 
@@ -219,7 +215,7 @@ func (w *watcher) now(ctx context.Context) Progress {
 		p.Total += spec.Bytes(n)
 		if off, ok := coming[d]; ok {
 			p.Done += spec.Bytes(off)
-		} else {
+		} else if _, err := cs.Info(ctx, digest.Digest(d)); err == nil {
 			p.Done += spec.Bytes(n)
 		}
 	}

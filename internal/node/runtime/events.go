@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"iter"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -123,6 +124,7 @@ func (r *Runtime) handle(m *events.Envelope) {
 		if err != nil || e.ID != e.ContainerID { // another process of the container
 			return
 		}
+		endLogger(filepath.Join(r.cfg.LogsDir(), id.String()))
 		// Observe keeps the exit, from the task's state: unlike this event, that comes from a shim that surely knows it.
 		r.bus.publish(agent.Event{Kind: agent.EventExited, Task: id})
 	}

@@ -56,11 +56,16 @@ func (r *Runtime) ExecStream(ctx context.Context, id cluster.ID, e agent.Executi
 		return 0, fmt.Errorf("exec in task %s: %w", id.Short(), err)
 	}
 	name := "exec-" + cluster.NewID(nil).String()
+	var eof chan struct{}
+	if e.Stdin != nil && !e.TTY {
+		eof = make(chan struct{})
+		e.Stdin = &ending{Reader: e.Stdin, end: sync.OnceFunc(func() { close(eof) })}
+	}
 	p, err := t.Exec(ctx, name, ps, cio.NewCreator(cio.WithFIFODir(r.cfg.fifos()), streams(e)))
 	if err != nil {
 		return 0, fmt.Errorf("exec in task %s: %w", id.Short(), err)
 	}
-	code, err := r.runExec(ctx, p, e)
+	code, err := r.runExec(ctx, p, e, eof)
 	if err != nil {
 		return 0, fmt.Errorf("exec in task %s: %w", id.Short(), err)
 	}
@@ -121,10 +126,22 @@ func (r *Runtime) execSpec(ctx context.Context, c containerd.Container, e agent.
 	return p, nil
 }
 
-// runExec starts the command and sees it to its end.
-func (r *Runtime) runExec(ctx context.Context, p containerd.Process, e agent.Execution) (code int, err error) {
-	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), execCleanMax)
-	defer cancel()
+// ending tells when a reader has come to its end.
+type ending struct {
+	io.Reader
+	end func()
+}
+
+func (e *ending) Read(p []byte) (int, error) {
+	n, err := e.Reader.Read(p)
+	if err != nil {
+		e.end()
+	}
+	return n, err
+}
+
+// runExec starts the command and sees it to its end. eof says when its input has ended, nil for never.
+func (r *Runtime) runExec(ctx context.Context, p containerd.Process, e agent.Execution, eof <-chan struct{}) (code int, err error) {
 	defer func() {
 		// The clock of the clean-up starts when there is something to clean up.
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), execCleanMax)
@@ -147,12 +164,14 @@ func (r *Runtime) runExec(ctx context.Context, p containerd.Process, e agent.Exe
 		}
 		return 0, err
 	}
-	var resizing sync.WaitGroup
+	var beside sync.WaitGroup
 	over := make(chan struct{})
-	defer resizing.Wait()
+	defer beside.Wait()
 	defer close(over)
 	if e.TTY {
-		resizing.Go(func() { resize(ctx, p, e, over) })
+		beside.Go(func() { resize(ctx, p, e, over) })
+	} else {
+		beside.Go(func() { closeInput(ctx, p, eof, over) })
 	}
 	select {
 	case s := <-ended:
@@ -162,10 +181,21 @@ func (r *Runtime) runExec(ctx context.Context, p containerd.Process, e agent.Exe
 		}
 		return int(code), err
 	case <-ctx.Done():
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), execCleanMax)
+		defer cancel()
 		if err := p.Kill(clean, unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
 			return 0, errors.Join(ctx.Err(), err)
 		}
 		return 0, ctx.Err()
+	}
+}
+
+// closeInput passes the end of the input on: the shim holds the command's end of it open until told.
+func closeInput(ctx context.Context, p containerd.Process, eof, over <-chan struct{}) {
+	select {
+	case <-over:
+	case <-eof:
+		_ = p.CloseIO(ctx, containerd.WithStdinCloser)
 	}
 }
 

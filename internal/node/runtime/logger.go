@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -31,9 +30,11 @@ const (
 	logFilesDefault = 3
 	// lineMax is the length in bytes from which a line is kept in parts.
 	lineMax = 16 << 10
-	// drainMax is how long a logger goes on reading after it was told to end: processes that outlive the container's main one may
-	// still hold its output open.
-	drainMax = 2 * time.Second
+	// idleMax is how long the start of a line waits for its rest before it is kept as a part of one: a prompt has no newline.
+	idleMax = 250 * time.Millisecond
+	// quietMax is how long a stream must be quiet for a logger that was told to end to believe that all is read. The shim holds the
+	// streams open, so their end does not come by itself.
+	quietMax = 50 * time.Millisecond
 	// loggerScore makes the kernel spare loggers when memory runs out: without its logger a task cannot write.
 	loggerScore = "-900"
 )
@@ -41,7 +42,7 @@ const (
 // The files of a task's log directory.
 const (
 	logFile    = "log"    // the newest; log.1, log.2… are older
-	lockFile   = "lock"   // locked while a logger is alive
+	lockFile   = "lock"   // locked while a logger is alive; its process id
 	closedFile = "closed" // the output has ended: a logger that is gone is not missed
 )
 
@@ -101,42 +102,70 @@ func runLogger(args []string) error {
 	debug.SetGCPercent(20) // there is one of us per task: memory counts more than the rare collection
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte(loggerScore), 0)
 	term := make(chan os.Signal, 1)
-	// The shim ends us with SIGTERM; a terminal's signals are not for us.
-	signal.Notify(term, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	signal.Notify(term, unix.SIGTERM)
+	signal.Ignore(unix.SIGINT, unix.SIGHUP) // a terminal's signals are not for us
 	w, err := openLog(a)
 	if err != nil {
 		return err
 	}
 	defer w.close()
-	streams := map[string]*os.File{Stdout: os.NewFile(3, Stdout), Stderr: os.NewFile(4, Stderr)}
-	var wg sync.WaitGroup
-	for name, f := range streams {
-		wg.Go(func() { w.copy(name, f) })
+	var streams []*stream
+	for i, name := range []string{Stdout, Stderr} {
+		// So that reads have deadlines. The writers' ends are not affected.
+		if err := unix.SetNonblock(3+i, true); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		streams = append(streams, &stream{name: name, file: os.NewFile(uintptr(3+i), name)})
 	}
 	ready := os.NewFile(5, "ready")
 	if _, err := ready.Write([]byte{0}); err != nil {
 		return err
 	}
 	_ = ready.Close()
-	over := make(chan struct{})
-	go func() { // ends with the process
-		wg.Wait()
-		close(over)
-	}()
-	for {
-		select {
-		case <-over:
-			return writeFile(filepath.Join(a.Dir, closedFile), nil, 0o600)
-		case s := <-term:
-			if s == unix.SIGTERM {
-				select {
-				case <-over:
-				case <-time.After(drainMax):
-				}
-				return writeFile(filepath.Join(a.Dir, closedFile), nil, 0o600)
-			}
-		}
+	var wg sync.WaitGroup
+	for _, s := range streams {
+		wg.Go(func() { w.copy(s) })
 	}
+	go func() { // waits for the signal, at most as long as the process lives
+		<-term
+		for _, s := range streams {
+			s.finish()
+		}
+	}()
+	wg.Wait()
+	return writeFile(filepath.Join(a.Dir, closedFile), nil, 0o600)
+}
+
+// stream is one end of a task's output.
+type stream struct {
+	name string
+	file *os.File
+
+	mu     sync.Mutex
+	ending bool
+}
+
+// finish makes copy return once the stream is quiet.
+func (s *stream) finish() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ending = true
+	_ = s.file.SetReadDeadline(time.Now().Add(quietMax))
+}
+
+// wait sets how long the next read may take, and reports whether the stream is to end when nothing comes.
+func (s *stream) wait(half bool) (ending bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.ending:
+		_ = s.file.SetReadDeadline(time.Now().Add(quietMax))
+	case half:
+		_ = s.file.SetReadDeadline(time.Now().Add(idleMax))
+	default:
+		_ = s.file.SetReadDeadline(time.Time{})
+	}
+	return s.ending
 }
 
 // logWriter appends lines to a task's log files and rotates them.
@@ -162,11 +191,19 @@ func openLog(a loggerArgs) (*logWriter, error) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		return nil, fmt.Errorf("lock %s: %w", lock.Name(), err)
 	}
+	if err := errors.Join(lock.Truncate(0), writeAt(lock, strconv.Itoa(os.Getpid()))); err != nil {
+		return nil, err
+	}
 	if err := os.Remove(filepath.Join(a.Dir, closedFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
 	w := &logWriter{args: a, lock: lock}
 	return w, w.open()
+}
+
+func writeAt(f *os.File, s string) error {
+	_, err := f.WriteAt([]byte(s), 0)
+	return err
 }
 
 func (w *logWriter) open() error {
@@ -201,25 +238,23 @@ func (w *logWriter) close() {
 
 // copy keeps what comes from a stream until it ends. Errors of the disk are survived: a task must not stop because its log cannot be
 // written.
-func (w *logWriter) copy(stream string, r io.Reader) {
+func (w *logWriter) copy(s *stream) {
 	buf := make([]byte, 0, 2*lineMax)
 	for {
-		n, err := r.Read(buf[len(buf):cap(buf)])
+		ending := s.wait(len(buf) > 0)
+		n, err := s.file.Read(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
-		used, out := frame(stream, time.Now(), buf, err != nil)
-		if len(out) > 0 {
-			w.write(out)
-		}
+		used := w.keep(s.name, buf, err != nil)
 		buf = buf[:copy(buf, buf[used:])]
-		if err != nil {
+		if err != nil && (ending || !errors.Is(err, os.ErrDeadlineExceeded)) {
 			return
 		}
 	}
 }
 
-// frame turns the whole lines at the start of b into records, and what is longer than lineMax, or left at the end of the stream, into
-// partial ones. It returns how much of b it used.
-func frame(stream string, at time.Time, b []byte, end bool) (used int, out []byte) {
+// frame turns the whole lines at the start of b into records, and what is longer than lineMax, or not to be waited
+// for any longer (flush), into partial ones. It returns how much of b it used.
+func frame(stream string, at time.Time, b []byte, flush bool) (used int, out []byte) {
 	for used < len(b) {
 		rest := b[used:]
 		i := bytes.IndexByte(rest, '\n')
@@ -230,7 +265,7 @@ func frame(stream string, at time.Time, b []byte, end bool) (used int, out []byt
 		case len(rest) >= lineMax:
 			out = appendRecord(out, at, stream, true, rest[:lineMax])
 			used += lineMax
-		case end:
+		case flush:
 			out = appendRecord(out, at, stream, true, rest)
 			used = len(b)
 		default:
@@ -253,9 +288,20 @@ func appendRecord(out []byte, at time.Time, stream string, partial bool, text []
 	return append(out, '\n')
 }
 
-func (w *logWriter) write(b []byte) {
+// keep writes the records at the start of b and returns how much of it that was. The time is taken under the lock, so that times only
+// grow within a log.
+func (w *logWriter) keep(stream string, b []byte, flush bool) (used int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	used, out := frame(stream, time.Now(), b, flush)
+	if len(out) > 0 {
+		w.write(out)
+	}
+	return used
+}
+
+// write appends records; w.mu is held.
+func (w *logWriter) write(b []byte) {
 	if w.size > 0 && w.size+int64(len(b)) > int64(w.args.MaxSize) {
 		w.rotate()
 	}
@@ -306,6 +352,28 @@ func loggerAlive(dir string) (alive, closed bool) {
 	}
 	_, err = os.Stat(filepath.Join(dir, closedFile))
 	return false, err == nil
+}
+
+// endLogger tells the logger of an ended task that no more will come: it keeps what is still under way and ends, and with it those
+// that follow the log.
+func endLogger(dir string) {
+	b, err := os.ReadFile(filepath.Join(dir, lockFile))
+	if err != nil {
+		return
+	}
+	pid, err := strconv.Atoi(string(b))
+	if err != nil || pid <= 1 {
+		return
+	}
+	p, err := openProcess(pid)
+	if err != nil {
+		return
+	}
+	defer p.close()
+	// The number may by now be another's.
+	if len(p.args) == 3 && p.args[1] == LoggerCommand && strings.HasSuffix(p.args[2], ":"+dir) {
+		_ = p.signal(unix.SIGTERM)
+	}
 }
 
 // checkLoggers notes, once per task, that a running task has lost its logger: what it writes now goes nowhere and may end it.

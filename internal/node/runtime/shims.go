@@ -89,6 +89,10 @@ func (r *Runtime) askShim(ctx context.Context, s *ttrpc.Client, id cluster.ID) (
 
 // noteExit keeps a task's end as the shim or containerd tells it.
 func (r *Runtime) noteExit(id cluster.ID, status uint32, at *timestamppb.Timestamp) *cluster.Exit {
+	if e := r.tasks.exit(id); e != nil {
+		return e
+	}
+	endLogger(filepath.Join(r.cfg.LogsDir(), id.String()))
 	oom := r.tasks.oomed(id) || oomKills(r.v2, r.taskCgroup(id)) > 0
 	e, err := r.tasks.end(id, exitOf(status, at.AsTime(), oom))
 	if err != nil {
