@@ -102,7 +102,11 @@ func processCPU(pid int) (time.Duration, error) {
 }
 
 // idle watches the node, which has n containers at rest, for a while.
-func (b *bench) idle(ctx context.Context, n int) error {
+func (b *bench) idle(ctx context.Context) error {
+	n := b.size.idle
+	if err := b.under.start(ctx, n); err != nil {
+		return err
+	}
 	if err := sleep(ctx, b.size.calm); err != nil {
 		return err
 	}

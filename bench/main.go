@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"syscall"
 	"time"
@@ -51,7 +52,8 @@ type bench struct {
 	runc  *runcAlone
 	shim  *shimAlone
 
-	oneStart time.Duration // wall time of one start, which other rows refer to
+	only     *regexp.Regexp // which parts are measured
+	oneStart time.Duration  // wall time of one start, which other rows refer to
 }
 
 func main() {
@@ -86,28 +88,42 @@ func run(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	b := &bench{size: chosenSizes(), table: table{out: os.Stdout}}
+	only, err := regexp.Compile(os.Getenv("BENCH_ONLY"))
+	if err != nil {
+		return fmt.Errorf("BENCH_ONLY: %w", err)
+	}
+	b := &bench{size: chosenSizes(), table: table{out: os.Stdout}, only: only}
 	begin := time.Now()
 	if err := b.onMachine(ctx, binary, filepath.Join(top, "build", "out", "images", "web-v1.tar")); err != nil {
 		return err
 	}
-	for _, part := range []struct {
-		name string
-		do   func(context.Context) error
-	}{{"store", b.stored}, {"scheduler, 10,000 nodes", b.placed}} {
-		b.section(part.name)
-		if err := part.do(ctx); err != nil {
-			return err
-		}
+	err = b.each(ctx, []part{{"store", b.stored}, {"scheduler, 10,000 nodes", b.placed}})
+	if err != nil {
+		return err
 	}
 	fmt.Printf("\n%d cores, %s %s/%s, load %s, %s\n\n", runtime.NumCPU(), runtime.Version(), runtime.GOOS, runtime.GOARCH, load(), time.Since(begin).Round(time.Second))
 	return b.table.print()
 }
 
-// section begins a part of the measurement and says so.
-func (b *bench) section(name string) {
-	fmt.Fprintln(os.Stderr, "measuring:", name)
-	b.table.section(name)
+// part is one section of the table.
+type part struct {
+	name string
+	do   func(ctx context.Context) error
+}
+
+// each measures the parts whose name BENCH_ONLY, a regular expression, finds.
+func (b *bench) each(ctx context.Context, parts []part) error {
+	for _, p := range parts {
+		if !b.only.MatchString(p.name) {
+			continue
+		}
+		fmt.Fprintln(os.Stderr, "measuring:", p.name)
+		b.table.section(p.name)
+		if err := p.do(ctx); err != nil {
+			return errors.Join(fmt.Errorf("%s: %w", p.name, err), context.Cause(ctx))
+		}
+	}
+	return nil
 }
 
 // onMachine measures everything that needs a real node, and removes it.
@@ -139,22 +155,13 @@ func (b *bench) onMachine(ctx context.Context, binary, archive string) (err erro
 	if err := b.prepareStarters(ctx, m); err != nil {
 		return err
 	}
-	for _, part := range []struct {
-		name string
-		do   func(context.Context) error
-	}{
+	return b.each(ctx, []part{
 		{"start and remove", b.startAndRemove},
 		{"API over its unix socket", b.calls},
-		{fmt.Sprintf("idle, %d containers", b.size.idle), func(ctx context.Context) error { return b.idle(ctx, b.size.idle) }},
+		{fmt.Sprintf("idle, %d containers", b.size.idle), b.idle},
 		{"killed task replaced", b.replaced},
 		{fmt.Sprintf("rollout, %d replicas, five at a time", b.size.roll), b.rolled},
-	} {
-		b.section(part.name)
-		if err := part.do(ctx); err != nil {
-			return errors.Join(fmt.Errorf("%s: %w", part.name, err), context.Cause(ctx))
-		}
-	}
-	return nil
+	})
 }
 
 // prepareStarters makes the three ways to start a container. A first container shows how baton makes one.

@@ -29,7 +29,7 @@ func (b *bench) startAndRemove(ctx context.Context) error {
 	return nil
 }
 
-// calls measures what the API takes for requests that change nothing. The containers of the idle node are there.
+// calls measures what the API takes for requests that change nothing, on a node with the containers of the idle one.
 func (b *bench) calls(ctx context.Context) error {
 	if err := b.under.start(ctx, b.size.idle); err != nil {
 		return err
@@ -83,6 +83,9 @@ func (b *bench) rolled(ctx context.Context) error {
 	policies := []struct{ name, more string }{{"no monitor", ", update_config: {parallelism: 5, monitor: 0s}"}}
 	if b.size.monitored {
 		policies = append(policies, struct{ name, more string }{"default monitor", ", update_config: {parallelism: 5}"})
+	}
+	if err := b.under.remove(ctx); err != nil {
+		return err
 	}
 	for _, p := range policies {
 		if err := b.under.up(ctx, n, 1, p.more); err != nil {

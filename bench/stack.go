@@ -82,9 +82,14 @@ func (u *under) deploy(ctx context.Context, n, round int, more string, done func
 	return errors.Join(ctx.Err(), errors.New("the watch ended before the stack was healthy"))
 }
 
-// remove returns when the stack is gone from the store and its shims from the machine.
+// remove returns when the stack is gone from the store and its shims from the machine; without a stack, at once.
 func (u *under) remove(ctx context.Context) error {
-	if _, err := u.m.client.Down(ctx, stackName, false); err != nil {
+	var missing *api.Error
+	_, err := u.m.client.Down(ctx, stackName, false)
+	if errors.As(err, &missing) && missing.Code == api.CodeNotFound {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	for st, err := range u.m.client.WatchStack(ctx, stackName) {
