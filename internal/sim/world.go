@@ -191,7 +191,7 @@ func (w *World) Run() error {
 	if w.chaos {
 		w.startFaults()
 	}
-	end := w.now.Add(w.between(40*time.Second, 100*time.Second))
+	end := w.now.Add(w.between(25*time.Second, 65*time.Second))
 	w.until(end, func() bool { return false })
 	if w.err != nil {
 		return w.err

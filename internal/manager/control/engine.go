@@ -34,9 +34,10 @@ type Engine struct {
 	nodes    map[cluster.ID]*ipam.Block // task addresses, by node
 	held     map[cluster.ID]holding     // by task
 
-	freed bool // since the last Merge a task ended or went
-	dirty map[key]bool
-	wakes map[key]time.Time
+	draining map[cluster.ID]cluster.ID // service by task that is told to drain
+	freed    bool                      // since the last Merge a task ended or went
+	dirty    map[key]bool
+	wakes    map[key]time.Time
 }
 
 // holding is the address that a task occupies.
@@ -77,7 +78,7 @@ func NewEngine(r io.Reader, seed uint64) *Engine {
 func (e *Engine) reset() {
 	e.view = schedule.NewView()
 	e.services, e.nodes = nil, make(map[cluster.ID]*ipam.Block)
-	e.held = make(map[cluster.ID]holding)
+	e.held, e.draining = make(map[cluster.ID]holding), make(map[cluster.ID]cluster.ID)
 	e.dirty, e.wakes = make(map[key]bool), make(map[key]time.Time)
 }
 
@@ -169,6 +170,11 @@ func (e *Engine) taskChanged(t *cluster.Task) error {
 		return fmt.Errorf("task %s: its revision %s is not stored", t.ID.Short(), t.Revision.Short())
 	}
 	e.view.PutTask(t, &rev.Spec)
+	if t.Desired == cluster.DesiredDrain && !t.Observed.Terminal() {
+		e.draining[t.ID] = t.Service
+	} else {
+		delete(e.draining, t.ID)
+	}
 	if t.Observed.Terminal() {
 		e.release(t.ID)
 		e.freed = true
@@ -189,6 +195,7 @@ func (e *Engine) deleted(r store.Ref) {
 	case cluster.KindTask:
 		e.view.RemoveTask(r.ID)
 		e.release(r.ID)
+		delete(e.draining, r.ID)
 		if t, ok := r.Last.(*cluster.Task); ok {
 			e.mark(cluster.KindService, t.Service)
 		}
@@ -234,16 +241,8 @@ func (e *Engine) markPending() {
 
 // MarkDraining marks the services with tasks that wait for acknowledgements: the acknowledged version has grown.
 func (e *Engine) MarkDraining() {
-	for k := range e.wakes {
-		if k.kind != cluster.KindService {
-			continue
-		}
-		for t := range e.snap.TasksByService(k.id) {
-			if t.Desired == cluster.DesiredDrain {
-				e.dirty[k] = true
-				break
-			}
-		}
+	for _, service := range e.draining {
+		e.mark(cluster.KindService, service)
 	}
 }
 

@@ -72,6 +72,10 @@ func (e *Engine) input(svc *cluster.Service, now time.Time, acked cluster.Versio
 	for t := range e.snap.TasksByService(svc.ID) {
 		in.Tasks = append(in.Tasks, t)
 		revision(t.Revision)
+		if rev := in.Revisions[t.Revision]; rev != nil && !t.Observed.Terminal() {
+			// While a slot goes back to it, or from it to one without the volume, the order is its own.
+			in.Exclusive = in.Exclusive || e.exclusive(rev)
+		}
 	}
 	for n := range store.All[*cluster.Node](e.snap) {
 		in.Nodes.Nodes[n.ID] = n
@@ -81,7 +85,7 @@ func (e *Engine) input(svc *cluster.Service, now time.Time, acked cluster.Versio
 			in.Nodes.Eligible = e.view.Eligible(rev)
 		}
 		in.Blocked = e.blocked(svc, rev)
-		in.Exclusive = e.exclusive(rev)
+		in.Exclusive = in.Exclusive || e.exclusive(rev)
 	}
 	return in
 }
