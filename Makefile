@@ -17,7 +17,7 @@ E2E := ./test/e2e
 
 .PHONY: build
 build: bundle ## bin/baton, all that a user copies
-	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/baton ./cmd/baton
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/baton ./cmd/baton
 	@echo "built bin/baton $(VERSION)"
 
 .PHONY: preflight
@@ -69,7 +69,7 @@ demo-down: ## removes every trace of the demo
 .PHONY: release
 release: build ## dist/: an archive of the binary, and its checksum
 	rm -rf dist && mkdir -p dist/baton
-	go build -trimpath -ldflags '-s -w $(LDFLAGS)' -o dist/baton/baton ./cmd/baton
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w $(LDFLAGS)' -o dist/baton/baton ./cmd/baton
 	cp LICENSE README.md dist/baton/
 	tar -C dist --sort=name --owner=0 --group=0 --numeric-owner -czf dist/baton-$(VERSION)-linux-$(ARCH).tar.gz baton
 	rm -r dist/baton

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -28,7 +29,9 @@ type request struct {
 	Count     int
 	Pause     time.Duration
 	KeepAlive bool
-	DNS       bool // ask 127.0.0.11, as a container does
+	DNS       bool          // ask 127.0.0.11, as a container does
+	Timeout   time.Duration // of one request; default 15 s
+	Serve     string        // answer HTTP on this address instead, until standard input closes
 }
 
 // tally is what a client counted.
@@ -56,9 +59,25 @@ func clientMain(spec string) int {
 			cancel()
 		}()
 	}
+	if r.Serve != "" {
+		return r.serve(ctx)
+	}
 	if err := json.NewEncoder(os.Stdout).Encode(r.run(ctx)); err != nil {
 		return 1
 	}
+	return 0
+}
+
+// serve answers every request with "hello" until ctx ends.
+func (r request) serve(ctx context.Context) int {
+	l, err := net.Listen("tcp", r.Serve)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "hello") })}
+	context.AfterFunc(ctx, func() { _ = srv.Close() })
+	_ = srv.Serve(l) // it always ends with an error: that it was closed
 	return 0
 }
 
@@ -107,7 +126,7 @@ func (r request) client() *http.Client {
 			return (&net.Dialer{}).DialContext(ctx, network, "127.0.0.11:53")
 		}}
 	}
-	return &http.Client{Timeout: 15 * time.Second, Transport: &http.Transport{DialContext: dialer.DialContext, DisableKeepAlives: !r.KeepAlive, MaxIdleConnsPerHost: 64}}
+	return &http.Client{Timeout: cmp.Or(r.Timeout, 15*time.Second), Transport: &http.Transport{DialContext: dialer.DialContext, DisableKeepAlives: !r.KeepAlive, MaxIdleConnsPerHost: 64}}
 }
 
 // send makes one request and returns the lines of the answer, but for the one that tells who asked.

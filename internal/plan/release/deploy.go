@@ -135,9 +135,15 @@ func (d *deployer) volume(v spec.Volume) error {
 		return nil
 	case old.Removing:
 		return fmt.Errorf("volumes.%s: volume %q is being removed: wait until it is gone", v.Name, v.Ref)
-	case !v.External && old.SingleWriter != v.SingleWriter:
+	}
+	// A volume outlives its stack; one of the stack's own name belongs to the stack that is deployed under that name again.
+	ours := !v.External && v.Ref == d.stack.Name+"_"+v.Name && old.Stack != d.stack.ID
+	if ours || !v.External && old.SingleWriter != v.SingleWriter {
 		c := cluster.Copy(old)
 		c.SingleWriter = v.SingleWriter
+		if ours {
+			c.Stack = d.stack.ID
+		}
 		d.put(c)
 	}
 	d.volumes[v.Name] = old.ID

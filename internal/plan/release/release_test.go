@@ -341,6 +341,24 @@ func TestSupersededAndRemoval(t *testing.T) {
 	}
 }
 
+func TestVolumeBelongsToTheStackThatIsDeployedAgain(t *testing.T) {
+	m := newMemory()
+	want := stack(web("web:1", 1))
+	want.Volumes = []spec.Volume{{Name: "data", Ref: "shop_data"}}
+	m.deploy(t, want, nil)
+	m.put(Remove(m, m.Stack("shop"), m.now).Put...)
+	m.progress(t)
+	m.roll(cluster.RolloutCompleted)
+	m.progress(t)
+	if v := m.Volume("shop_data"); v == nil {
+		t.Fatal("the volume went with its stack")
+	}
+	m.deploy(t, want, nil)
+	if v, st := m.Volume("shop_data"), m.Stack("shop"); v.Stack != st.ID {
+		t.Fatalf("the volume is still that of stack %s, want %s", v.Stack, st.ID)
+	}
+}
+
 func TestRollbackRefusals(t *testing.T) {
 	m := newMemory()
 	m.deploy(t, stack(web("web:1", 1)), nil)
