@@ -17,12 +17,6 @@ func Normalize(ref string) (string, error) {
 	return n.String(), nil
 }
 
-// host is the registry of a full name.
-func host(ref string) string {
-	h, _, _ := strings.Cut(ref, "/")
-	return h
-}
-
 // localOnly reports whether a name is never asked of a registry: those of tests, and those that live in the cluster itself.
 func localOnly(ref string) bool {
 	return strings.HasPrefix(ref, "baton.test/") || strings.HasPrefix(ref, "cluster/") || strings.HasPrefix(ref, "docker.io/cluster/")

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -111,63 +112,79 @@ func TestLoad(t *testing.T) {
 	}
 }
 
-func TestPull(t *testing.T) {
-	n := start(t)
-	var asked atomic.Int64
-	reg := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		asked.Add(1)
-		if u, p, ok := r.BasicAuth(); !ok || u != "ann" || p != "secret" {
+// privateRegistry is a registry on loopback that knows one user, and the name of an image in it.
+type privateRegistry struct {
+	*httptest.Server
+	host, ref string
+	asked     atomic.Int64
+}
+
+func newRegistry(t *testing.T) *privateRegistry {
+	t.Helper()
+	r := &privateRegistry{}
+	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		r.asked.Add(1)
+		if u, p, ok := q.BasicAuth(); !ok || u != "ann" || p != "secret" {
 			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
-		reg.ServeHTTP(w, r)
+		inner.ServeHTTP(w, q)
 	}))
-	defer srv.Close()
-	u, err := url.Parse(srv.URL)
+	t.Cleanup(r.Close)
+	u, err := url.Parse(r.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ref := u.Host + "/team/app:1"
-	push := func(env string) {
-		t.Helper()
-		img, err := probeImage(build(t, "probe"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		cf, err := img.ConfigFile()
-		if err != nil {
-			t.Fatal(err)
-		}
-		cf = cf.DeepCopy()
-		cf.Config.Env = append(cf.Config.Env, env)
-		if img, err = mutate.ConfigFile(img, cf); err != nil {
-			t.Fatal(err)
-		}
-		r, err := name.ParseReference(ref)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := remote.Write(r, img, remote.WithAuth(&authn.Basic{Username: "ann", Password: "secret"})); err != nil {
-			t.Fatal(err)
-		}
+	r.host, r.ref = u.Host, u.Host+"/team/app:1"
+	return r
+}
+
+// push stores the test image with another variable.
+func (r *privateRegistry) push(t *testing.T, env string) {
+	t.Helper()
+	img, err := probeImage(build(t, "probe"))
+	if err != nil {
+		t.Fatal(err)
 	}
-	push("VERSION=1")
-	rejected := func(store *image.Store, ref string, policy spec.PullPolicy, want string) {
-		t.Helper()
-		err := store.Pull(t.Context(), ref, policy)
-		var re *agent.RejectError
-		if !errors.As(err, &re) || !strings.Contains(re.Reason, want) {
-			t.Errorf("pull of %s = %v, want a rejection that says %q", ref, err, want)
-		}
+	cf, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
 	}
-	rejected(n.images, ref, spec.PullMissing, "denies access")
+	cf = cf.DeepCopy()
+	cf.Config.Env = append(cf.Config.Env, env)
+	if img, err = mutate.ConfigFile(img, cf); err != nil {
+		t.Fatal(err)
+	}
+	ref, err := name.ParseReference(r.ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(ref, img, remote.WithAuth(&authn.Basic{Username: "ann", Password: "secret"})); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantRejected(t *testing.T, store *image.Store, ref string, policy spec.PullPolicy, want string) {
+	t.Helper()
+	err := store.Pull(t.Context(), ref, policy)
+	var re *agent.RejectError
+	if !errors.As(err, &re) || !strings.Contains(re.Reason, want) {
+		t.Errorf("pull of %s = %v, want a rejection that says %q", ref, err, want)
+	}
+}
+
+func TestPull(t *testing.T) {
+	n := start(t)
+	reg := newRegistry(t)
+	reg.push(t, "VERSION=1")
+	wantRejected(t, n.images, reg.ref, spec.PullMissing, "denies access")
 	var ended atomic.Int64
 	store := image.New(image.Config{
-		Client: n.Client(),
+		Client: n.Client(), Log: slog.New(slog.DiscardHandler),
 		Auth: func(_ context.Context, host string) (image.Auth, bool) {
-			return image.Auth{ServerAddress: host, Username: "ann", Password: "secret"}, host == u.Host
+			return image.Auth{ServerAddress: host, Username: "ann", Password: "secret"}, host == reg.host
 		},
 		Progress: func(p image.Progress) {
 			if p.End && p.Total > 0 && p.Done == p.Total {
@@ -175,39 +192,38 @@ func TestPull(t *testing.T) {
 			}
 		},
 	})
-	rejected(store, ref, spec.PullNever, "not on this node")
-	rejected(store, u.Host+"/team/none:1", spec.PullMissing, "does not have it")
-	if err := store.Pull(t.Context(), ref, spec.PullMissing); err != nil {
-		t.Fatal(err)
-	}
-	if ended.Load() != 1 {
-		t.Error("the progress did not come to its end")
+	wantRejected(t, store, reg.ref, spec.PullNever, "not on this node")
+	wantRejected(t, store, reg.host+"/team/none:1", spec.PullMissing, "does not have it")
+	pull := func(ref string, policy spec.PullPolicy) {
+		t.Helper()
+		if err := store.Pull(t.Context(), ref, policy); err != nil {
+			t.Errorf("pull: %v", err)
+		}
 	}
 	version := func(want string) {
 		t.Helper()
-		f := n.facts(t, func(c *agent.Container) { c.Spec.Image = ref })
+		f := n.facts(t, func(c *agent.Container) { c.Spec.Image = reg.ref })
 		f.wantEnv(t, want)
 	}
-	version("VERSION=1")
-	push("VERSION=2")
-	before := asked.Load()
-	if err := store.Pull(t.Context(), ref, spec.PullMissing); err != nil || asked.Load() != before {
-		t.Errorf("pull of a present image: %v, %d requests", err, asked.Load()-before)
+	pull(reg.ref, spec.PullMissing)
+	if ended.Load() != 1 {
+		t.Error("the progress did not come to its end")
 	}
 	version("VERSION=1")
-	if err := store.Pull(t.Context(), ref, spec.PullAlways); err != nil {
-		t.Fatal(err)
+	reg.push(t, "VERSION=2")
+	before := reg.asked.Load()
+	pull(reg.ref, spec.PullMissing)
+	if got := reg.asked.Load(); got != before {
+		t.Errorf("%d requests for a present image", got-before)
 	}
+	version("VERSION=1")
+	pull(reg.ref, spec.PullAlways)
 	version("VERSION=2")
-	if err := store.Pull(t.Context(), testImage, spec.PullAlways); err != nil {
-		t.Errorf("a name that is looked up locally only: %v", err)
-	}
-	srv.Close()
-	if err := store.Pull(t.Context(), ref, spec.PullAlways); err != nil {
-		t.Errorf("refresh without the registry: %v, want the present image", err)
-	}
+	pull(testImage, spec.PullAlways) // a name that is looked up locally only
+	reg.Close()
+	pull(reg.ref, spec.PullAlways) // the present image serves
 	// What may pass is no rejection.
-	err = store.Pull(t.Context(), u.Host+"/team/other:1", spec.PullMissing)
+	err := store.Pull(t.Context(), reg.host+"/team/other:1", spec.PullMissing)
 	var re *agent.RejectError
 	if err == nil || errors.As(err, &re) || !strings.Contains(err.Error(), "baton image load") {
 		t.Errorf("pull without the registry = %v, want a plain error with the mend", err)

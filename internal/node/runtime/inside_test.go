@@ -106,83 +106,97 @@ func TestInsideDefaults(t *testing.T) {
 
 func TestInsideAsAsked(t *testing.T) {
 	n := start(t)
-	t.Run("user", func(t *testing.T) {
-		f := n.facts(t, func(c *agent.Container) {
-			c.Spec.Container.User, c.Spec.Container.GroupAdd = "postgres", []string{"audio", "1234"}
-		})
-		slices.Sort(f.Groups)
-		if f.UID != 70 || f.GID != 70 || !slices.Equal(f.Groups, []int{63, 70, 900, 1234}) {
-			t.Errorf("user %d:%d, groups %v, want 70:70 and 63, 70, 900, 1234", f.UID, f.GID, f.Groups)
-		}
-		if f.Status["CapEff"] != "0000000000000000" || f.Status["CapBnd"] != capsDefault || f.Status["NoNewPrivs"] != "1" {
-			t.Errorf("status = eff %s, bnd %s, no new privileges %s", f.Status["CapEff"], f.Status["CapBnd"], f.Status["NoNewPrivs"])
-		}
-		if f.Try["write /"] == "ok" {
-			t.Error("user postgres can write /")
-		}
-	})
-	t.Run("numbers", func(t *testing.T) {
-		f := n.facts(t, func(c *agent.Container) {
-			c.Spec.Container.User, c.Spec.Container.SecurityOpt = "1000:1001", []string{"no-new-privileges:false"}
-		})
-		if f.UID != 1000 || f.GID != 1001 || f.Status["NoNewPrivs"] != "0" {
-			t.Errorf("user %d:%d, no new privileges %s", f.UID, f.GID, f.Status["NoNewPrivs"])
-		}
-	})
-	t.Run("capabilities", func(t *testing.T) {
-		f := n.facts(t, func(c *agent.Container) {
-			c.Spec.Container.CapDrop, c.Spec.Container.CapAdd = []string{"ALL"}, []string{"CHOWN", "cap_net_admin"}
-			c.Spec.Container.SecurityOpt = []string{"no-new-privileges:true", "seccomp=unconfined"}
-		})
-		if got := f.Status["CapEff"]; got != "0000000000001001" {
-			t.Errorf("CapEff = %s, want chown and net_admin", got)
-		}
-		if f.Status["NoNewPrivs"] != "1" || f.Status["Seccomp"] != "0" {
-			t.Errorf("no new privileges %s, seccomp %s", f.Status["NoNewPrivs"], f.Status["Seccomp"])
-		}
-	})
-	t.Run("read-only root, tmpfs and sizes", func(t *testing.T) {
-		f := n.facts(t, func(c *agent.Container) {
-			c.Spec.Container.ReadOnly, c.Spec.Container.ShmSize = true, 8<<20
-			c.Mounts = []agent.Mount{{Mount: spec.Mount{Kind: spec.MountTmpfs, Target: "/tmp", Size: 1 << 20}}}
-		})
-		if got := f.Try["write /"]; !strings.Contains(got, "read-only file system") {
-			t.Errorf("write / = %q", got)
-		}
-		if f.Try["write /tmp"] != "ok" || !strings.Contains(f.Mounts["/tmp"], "size=1024k") || !strings.Contains(f.Mounts["/dev/shm"], "size=8192k") {
-			t.Errorf("tmpfs = %q (%s), shm = %q", f.Mounts["/tmp"], f.Try["write /tmp"], f.Mounts["/dev/shm"])
-		}
-	})
-	t.Run("limits and sysctls", func(t *testing.T) {
-		c := container("facts")
-		c.Spec.Container.Ulimits = []spec.Ulimit{{Name: "nofile", Soft: 777, Hard: 777}}
-		c.Spec.Container.Sysctls = map[string]string{"kernel.msgmax": "12345", "net.core.somaxconn": "77"}
-		c.Spec.Container.OOMScoreAdj = 321
-		f := n.facts(t, func(x *agent.Container) { *x = c })
-		if f.NoFile != 777 || f.MsgMax != "12345" || f.OOM != "321" {
-			t.Errorf("nofile %d, msgmax %s, oom score %s", f.NoFile, f.MsgMax, f.OOM)
-		}
-	})
-	t.Run("privileged", func(t *testing.T) {
-		f := n.facts(t, func(c *agent.Container) { c.Spec.Container.Privileged = true })
-		if f.Status["Seccomp"] != "0" || f.Try["mount"] == "operation not permitted" || strings.Contains(f.Mounts["/sys"], "ro,") {
-			t.Errorf("seccomp %s, mount %s, /sys %s", f.Status["Seccomp"], f.Try["mount"], f.Mounts["/sys"])
-		}
-	})
-	t.Run("init", func(t *testing.T) {
-		build(t, "init")
-		c := container("orphan")
-		c.Spec.Container.Init = true
-		id := n.mustStart(c)
-		if e := n.waitExit(id); e.Code != 5 {
-			t.Errorf("exit = %+v, want 5", e)
-		}
-		n.waitOutput(id, "init /.baton-init __init -- /probe orphan")
-		if strings.HasPrefix(n.output(id), "pid 1 ") {
-			t.Errorf("output = %q", n.output(id))
-		}
-	})
+	t.Run("user", func(t *testing.T) { insideUser(t, n) })
+	t.Run("numbers", func(t *testing.T) { insideNumbers(t, n) })
+	t.Run("capabilities", func(t *testing.T) { insideCapabilities(t, n) })
+	t.Run("read-only root, tmpfs and sizes", func(t *testing.T) { insideReadOnlyRootTmpfsAndSizes(t, n) })
+	t.Run("limits and sysctls", func(t *testing.T) { insideLimitsAndSysctls(t, n) })
+	t.Run("privileged", func(t *testing.T) { insidePrivileged(t, n) })
+	t.Run("init", func(t *testing.T) { insideInit(t, n) })
 	n.empty()
+}
+
+func insideUser(t *testing.T, n *node) {
+	f := n.facts(t, func(c *agent.Container) {
+		c.Spec.Container.User, c.Spec.Container.GroupAdd = "postgres", []string{"audio", "1234"}
+	})
+	slices.Sort(f.Groups)
+	if f.UID != 70 || f.GID != 70 || !slices.Equal(f.Groups, []int{63, 70, 900, 1234}) {
+		t.Errorf("user %d:%d, groups %v, want 70:70 and 63, 70, 900, 1234", f.UID, f.GID, f.Groups)
+	}
+	if f.Status["CapEff"] != "0000000000000000" || f.Status["CapBnd"] != capsDefault || f.Status["NoNewPrivs"] != "1" {
+		t.Errorf("status = eff %s, bnd %s, no new privileges %s", f.Status["CapEff"], f.Status["CapBnd"], f.Status["NoNewPrivs"])
+	}
+	if f.Try["write /"] == "ok" {
+		t.Error("user postgres can write /")
+	}
+}
+
+func insideNumbers(t *testing.T, n *node) {
+	f := n.facts(t, func(c *agent.Container) {
+		c.Spec.Container.User, c.Spec.Container.SecurityOpt = "1000:1001", []string{"no-new-privileges:false"}
+	})
+	if f.UID != 1000 || f.GID != 1001 || f.Status["NoNewPrivs"] != "0" {
+		t.Errorf("user %d:%d, no new privileges %s", f.UID, f.GID, f.Status["NoNewPrivs"])
+	}
+}
+
+func insideCapabilities(t *testing.T, n *node) {
+	f := n.facts(t, func(c *agent.Container) {
+		c.Spec.Container.CapDrop, c.Spec.Container.CapAdd = []string{"ALL"}, []string{"CHOWN", "cap_net_admin"}
+		c.Spec.Container.SecurityOpt = []string{"no-new-privileges:true", "seccomp=unconfined"}
+	})
+	if got := f.Status["CapEff"]; got != "0000000000001001" {
+		t.Errorf("CapEff = %s, want chown and net_admin", got)
+	}
+	if f.Status["NoNewPrivs"] != "1" || f.Status["Seccomp"] != "0" {
+		t.Errorf("no new privileges %s, seccomp %s", f.Status["NoNewPrivs"], f.Status["Seccomp"])
+	}
+}
+
+func insideReadOnlyRootTmpfsAndSizes(t *testing.T, n *node) {
+	f := n.facts(t, func(c *agent.Container) {
+		c.Spec.Container.ReadOnly, c.Spec.Container.ShmSize = true, 8<<20
+		c.Mounts = []agent.Mount{{Mount: spec.Mount{Kind: spec.MountTmpfs, Target: "/tmp", Size: 1 << 20}}}
+	})
+	if got := f.Try["write /"]; !strings.Contains(got, "read-only file system") {
+		t.Errorf("write / = %q", got)
+	}
+	if f.Try["write /tmp"] != "ok" || !strings.Contains(f.Mounts["/tmp"], "size=1024k") || !strings.Contains(f.Mounts["/dev/shm"], "size=8192k") {
+		t.Errorf("tmpfs = %q (%s), shm = %q", f.Mounts["/tmp"], f.Try["write /tmp"], f.Mounts["/dev/shm"])
+	}
+}
+
+func insideLimitsAndSysctls(t *testing.T, n *node) {
+	c := container("facts")
+	c.Spec.Container.Ulimits = []spec.Ulimit{{Name: "nofile", Soft: 777, Hard: 777}}
+	c.Spec.Container.Sysctls = map[string]string{"kernel.msgmax": "12345", "net.core.somaxconn": "77"}
+	c.Spec.Container.OOMScoreAdj = 321
+	f := n.facts(t, func(x *agent.Container) { *x = c })
+	if f.NoFile != 777 || f.MsgMax != "12345" || f.OOM != "321" {
+		t.Errorf("nofile %d, msgmax %s, oom score %s", f.NoFile, f.MsgMax, f.OOM)
+	}
+}
+
+func insidePrivileged(t *testing.T, n *node) {
+	f := n.facts(t, func(c *agent.Container) { c.Spec.Container.Privileged = true })
+	if f.Status["Seccomp"] != "0" || f.Try["mount"] == "operation not permitted" || strings.Contains(f.Mounts["/sys"], "ro,") {
+		t.Errorf("seccomp %s, mount %s, /sys %s", f.Status["Seccomp"], f.Try["mount"], f.Mounts["/sys"])
+	}
+}
+
+func insideInit(t *testing.T, n *node) {
+	build(t, "init")
+	c := container("orphan")
+	c.Spec.Container.Init = true
+	id := n.mustStart(c)
+	if e := n.waitExit(id); e.Code != 5 {
+		t.Errorf("exit = %+v, want 5", e)
+	}
+	n.waitOutput(id, "init /.baton-init __init -- /probe orphan")
+	if strings.HasPrefix(n.output(id), "pid 1 ") {
+		t.Errorf("output = %q", n.output(id))
+	}
 }
 
 func TestLimits(t *testing.T) {
