@@ -128,6 +128,9 @@ func (p *planner) enters(s *slot) bool {
 	if last := newestEnd(s); last != nil && ownEnd(last) && p.current(last) && !slices.ContainsFunc(s.tasks, running) {
 		return true // only policies changed: what ended here was as it is wanted
 	}
+	if p.completed(s) {
+		return true
+	}
 	if slices.ContainsFunc(s.tasks, running) {
 		return false
 	}
@@ -137,6 +140,19 @@ func (p *planner) enters(s *slot) bool {
 	// Stopped to make room (stop-first), or empty after that: its move is under way.
 	last := newestEnd(s)
 	return slices.ContainsFunc(s.tasks, going) || !ownEnd(last) && last.Observed != cluster.ObservedLost
+}
+
+// completed reports whether nothing runs in the slot and the wanted revision completed in it, maybe before another one did:
+// a rollback finds it so.
+func (p *planner) completed(s *slot) bool {
+	if slices.ContainsFunc(s.tasks, running) {
+		return false
+	}
+	target, moving := s.target, s.moving
+	s.target, s.moving = p.svc.Revision, true
+	past := p.past(s)
+	s.target, s.moving = target, moving
+	return past.over && past.good
 }
 
 // newestEnd is the task that ended last, nil when none did.
