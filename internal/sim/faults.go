@@ -67,6 +67,7 @@ func (n *node) rejoin() {
 		n.hangUp()
 	default:
 		n.silent = time.Time{}
+		n.receive()
 		n.fetch()
 		n.send()
 	}

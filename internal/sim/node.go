@@ -48,7 +48,8 @@ type node struct {
 	session  *dispatch.Session // the agent's end; nil: none
 	serving  *dispatch.Session // the manager's end; nil: none
 	arrival  time.Time         // of the last update under way: a stream keeps its order
-	sendAt   time.Time         // of the last report under way
+	underway []parcel
+	sendAt   time.Time // of the last report under way
 	stepAt   time.Time
 	sending  bool
 	looking  bool
@@ -248,18 +249,29 @@ func (n *node) deliver(s *dispatch.Session, u agentapi.Update) {
 		at = n.arrival
 	}
 	n.arrival = at
-	n.w.after(at.Sub(n.w.now), n.name+" gets an update", func() { n.receive(s, u) })
+	n.underway = append(n.underway, parcel{session: s, at: at, update: u})
+	n.w.after(at.Sub(n.w.now), n.name+" gets an update", n.receive)
 }
 
-func (n *node) receive(s *dispatch.Session, u agentapi.Update) {
-	switch {
-	case n.session != s:
-	case n.cut:
-		n.w.after(200*time.Millisecond, n.name+" waits for an update", func() { n.receive(s, u) })
-	case n.w.cfg.Mutation == MutationDeaf && !u.Full && len(u.Assignments) > 0 && n.w.rng.IntN(4) == 0:
-	default:
-		n.loop.Take(u)
-		n.kick()
+// parcel is an update on its way.
+type parcel struct {
+	session *dispatch.Session
+	at      time.Time
+	update  agentapi.Update
+}
+
+// receive takes what has arrived, in order. While the node is cut off it waits; rejoin asks again.
+func (n *node) receive() {
+	for len(n.underway) > 0 && !n.cut && !n.underway[0].at.After(n.w.now) {
+		p := n.underway[0]
+		n.underway = n.underway[1:]
+		switch u := p.update; {
+		case n.session != p.session || n.session == nil:
+		case n.w.cfg.Mutation == MutationDeaf && !u.Full && len(u.Assignments) > 0 && n.w.rng.IntN(4) == 0:
+		default:
+			n.loop.Take(u)
+			n.kick()
+		}
 	}
 }
 
