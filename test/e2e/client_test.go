@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"os"
 	"os/exec"
 	"strings"
@@ -135,9 +136,10 @@ func (r request) send(c *http.Client) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	resp, err := c.Do(req)
+	var came phases
+	resp, err := c.Do(req.WithContext(httptrace.WithClientTrace(req.Context(), came.trace())))
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("%w; it had come to: %s", err, came.String())
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
@@ -154,6 +156,33 @@ func (r request) send(c *http.Client) (string, error) {
 		}
 	}
 	return strings.Join(lines, ", "), nil
+}
+
+// phases tells how far a request came, for when it fails.
+type phases struct {
+	mu    sync.Mutex
+	steps []string
+}
+
+func (p *phases) add(step string) {
+	p.mu.Lock()
+	p.steps = append(p.steps, time.Now().Format("05.000 ")+step)
+	p.mu.Unlock()
+}
+
+func (p *phases) String() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return strings.Join(p.steps, ", ")
+}
+
+func (p *phases) trace() *httptrace.ClientTrace {
+	return &httptrace.ClientTrace{
+		DNSDone:      func(i httptrace.DNSDoneInfo) { p.add(fmt.Sprint("name ", i.Addrs, i.Err)) },
+		ConnectStart: func(_, addr string) { p.add("connect " + addr) },
+		GotConn:      func(i httptrace.GotConnInfo) { p.add("connected from " + i.Conn.LocalAddr().String()) },
+		WroteRequest: func(httptrace.WroteRequestInfo) { p.add("sent") },
+	}
 }
 
 // load is a client at work.

@@ -31,6 +31,7 @@ type Config struct {
 const (
 	observeEvery  = 5 * time.Second        // full look at the containers, in case an event was missed
 	drainEvery    = 100 * time.Millisecond // look at a draining task's connections
+	emptyLooksMin = 2                      // looks in a row without an open connection until a task counts as idle
 	reconnectMin  = 100 * time.Millisecond
 	reconnectMax  = 5 * time.Second
 	retryMin      = time.Second // after an error that may pass: doubles up to retryMax

@@ -91,6 +91,7 @@ type task struct {
 	drainVersion cluster.Version
 	drainLook    time.Time
 	counting     bool
+	emptyLooks   int // in a row without an open connection
 }
 
 // Loop is the agent without its goroutines: the state of every task between what is wanted and what is seen, and what is
@@ -422,5 +423,11 @@ func (l *Loop) Counted(c Connections, now time.Time) {
 		l.log.Warn("cannot count connections; the drain deadline decides", "task", c.Task, "err", c.Err)
 		return
 	}
-	t.local.Idle = c.Open == 0
+	// A connection may be on its way past the old rules while they change, seen by no table yet: one empty look proves nothing.
+	if c.Open > 0 {
+		t.emptyLooks = 0
+		return
+	}
+	t.emptyLooks++
+	t.local.Idle = t.emptyLooks >= emptyLooksMin
 }
