@@ -15,14 +15,10 @@ import (
 )
 
 func main() {
-	// Two hidden subcommands run inside or beside containers and must not load anything else.
-	if len(os.Args) > 1 {
-		switch os.Args[1] {
-		case "__logger":
-			os.Exit(runtime.LoggerMain(os.Args[2:]))
-		case "__init":
-			os.Exit(runtime.InitMain(os.Args[2:]))
-		}
+	// A hidden subcommand runs inside containers and must not load anything else. That of the loggers never comes here: see
+	// package logger.
+	if len(os.Args) > 1 && os.Args[1] == "__init" {
+		os.Exit(runtime.InitMain(os.Args[2:]))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := cli.Main(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, cli.Hooks{

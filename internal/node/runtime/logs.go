@@ -17,12 +17,11 @@ import (
 
 	"baton/internal/model/cluster"
 	"baton/internal/node/agent"
+	"baton/internal/node/logger"
 	"baton/internal/wire/agentapi"
 )
 
 const (
-	// timeFormat has a fixed width, so that records can be compared as text.
-	timeFormat = "2006-01-02T15:04:05.000000000Z"
 	// followPause is how often a reader at the end of a log looks for more.
 	followPause = 100 * time.Millisecond
 )
@@ -139,7 +138,7 @@ func (r *logReader) each(ctx context.Context, follow bool, f func(agentapi.LogLi
 		// Asked before reading: what is written until the logger ends is then read below.
 		alive := false
 		if follow {
-			alive, _ = loggerAlive(r.dir)
+			alive, _ = logger.Alive(r.dir)
 		}
 		more, err := r.drain(ctx, f)
 		if err != nil || !more {
@@ -216,7 +215,7 @@ func (r *logReader) next() (bool, error) {
 		}
 		r.close()
 		r.file, r.half = f, nil
-		r.buf = bufio.NewReaderSize(f, 2*lineMax)
+		r.buf = bufio.NewReaderSize(f, 2*logger.LineMax)
 		return true, nil
 	}
 	return false, fmt.Errorf("read logs in %s: the files are rotated faster than they can be read", r.dir)
@@ -249,12 +248,12 @@ func logNames(dir string) ([]string, error) {
 	var names []string
 	for _, e := range es {
 		n := e.Name()
-		if n == logFile {
+		if n == logger.File {
 			names = append(names, n)
 			continue
 		}
-		if len(n) > len(logFile)+1 && n[:len(logFile)+1] == logFile+"." {
-			if i, err := strconv.Atoi(n[len(logFile)+1:]); err == nil {
+		if len(n) > len(logger.File)+1 && n[:len(logger.File)+1] == logger.File+"." {
+			if i, err := strconv.Atoi(n[len(logger.File)+1:]); err == nil {
 				nums[n] = i
 				names = append(names, n)
 			}
@@ -271,7 +270,7 @@ func parseRecord(b []byte) (agentapi.LogLine, bool) {
 	if len(f) != 4 || len(f[2]) != 1 || f[2][0] != 'F' && f[2][0] != 'P' {
 		return agentapi.LogLine{}, false
 	}
-	at, err := time.Parse(timeFormat, string(f[0]))
+	at, err := time.Parse(logger.TimeFormat, string(f[0]))
 	s := string(f[1])
 	if err != nil || s != Stdout && s != Stderr {
 		return agentapi.LogLine{}, false

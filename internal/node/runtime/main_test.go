@@ -43,8 +43,6 @@ var base string
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 {
 		switch os.Args[1] {
-		case runtime.LoggerCommand:
-			os.Exit(runtime.LoggerMain(os.Args[2:]))
 		case agentCommand:
 			os.Exit(agentMain(os.Args[2:]))
 		}

@@ -55,7 +55,7 @@ type Config struct {
 
 	// The absolute paths of the pinned binaries.
 	Containerd, Shim, Runc string
-	// Self is the executable whose hidden subcommand "__logger" is LoggerMain; default: this executable.
+	// Self is the executable whose hidden subcommand LoggerCommand is a logger; default: this executable.
 	Self string
 	// Init is a static executable whose hidden subcommand "__init" is InitMain, for containers with init: true; default: Self.
 	Init string

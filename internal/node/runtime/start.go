@@ -22,6 +22,7 @@ import (
 	"baton/internal/model/cluster"
 	"baton/internal/model/spec"
 	"baton/internal/node/agent"
+	"baton/internal/node/logger"
 )
 
 const (
@@ -195,7 +196,7 @@ func stopSignal(c agent.Container, img ocispec.ImageConfig) (string, error) {
 // less. The shim turns the query into arguments.
 func (r *Runtime) logIO(id cluster.ID, l spec.Logging, tty bool) (cio.Creator, error) {
 	uri, err := cio.LogURIGenerator("binary-v2", r.cfg.Self, map[string]string{
-		LoggerCommand: loggerArgs{Dir: filepath.Join(r.cfg.LogsDir(), id.String()), MaxSize: l.MaxSize, MaxFiles: l.MaxFiles}.encode(),
+		LoggerCommand: logger.Args{Dir: filepath.Join(r.cfg.LogsDir(), id.String()), MaxSize: int64(l.MaxSize), MaxFiles: l.MaxFiles}.Encode(),
 	})
 	if err != nil {
 		return nil, err

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -20,6 +21,7 @@ import (
 	"baton/internal/model/cluster"
 	"baton/internal/model/spec"
 	"baton/internal/node/agent"
+	"baton/internal/node/logger"
 	"baton/internal/wire/agentapi"
 )
 
@@ -175,7 +177,7 @@ func TestStatsOf(t *testing.T) {
 func TestFrameRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var in []byte
-		for _, n := range rapid.SliceOfN(rapid.SampledFrom([]int{0, 1, 80, lineMax - 1, lineMax, lineMax + 1, 3 * lineMax}), 0, 6).Draw(t, "lengths") {
+		for _, n := range rapid.SliceOfN(rapid.SampledFrom([]int{0, 1, 80, logger.LineMax - 1, logger.LineMax, logger.LineMax + 1, 3 * logger.LineMax}), 0, 6).Draw(t, "lengths") {
 			in = append(in, bytes.Repeat([]byte("x"), n)...)
 			in = append(in, rapid.SliceOfN(rapid.Byte(), 0, 9).Draw(t, "bytes")...)
 			if rapid.Bool().Draw(t, "newline") {
@@ -186,20 +188,20 @@ func TestFrameRoundTrip(t *testing.T) {
 		at := time.Unix(1e9, 1).UTC()
 		rest := in
 		for len(rest) > 0 {
-			n := rapid.IntRange(1, min(len(rest), lineMax)).Draw(t, "read")
+			n := rapid.IntRange(1, min(len(rest), logger.LineMax)).Draw(t, "read")
 			buf, rest = append(buf, rest[:n]...), rest[n:]
-			used, out := frame(Stdout, at, buf, rapid.IntRange(0, 5).Draw(t, "pause") == 0)
+			used, out := logger.Frame(Stdout, at, buf, rapid.IntRange(0, 5).Draw(t, "pause") == 0)
 			log, buf = append(log, out...), buf[used:]
-			if len(buf) >= lineMax {
+			if len(buf) >= logger.LineMax {
 				t.Fatalf("%d bytes are held back", len(buf))
 			}
 		}
-		_, out := frame(Stdout, at, buf, true)
+		_, out := logger.Frame(Stdout, at, buf, true)
 		log = append(log, out...)
 		var back []byte
 		for rec := range bytes.Lines(log) {
 			l, ok := parseRecord(rec)
-			if !ok || l.Stream != Stdout || !l.Time.Equal(at) || len(l.Text) > lineMax {
+			if !ok || l.Stream != Stdout || !l.Time.Equal(at) || len(l.Text) > logger.LineMax {
 				t.Fatalf("record %q", rec)
 			}
 			back = append(back, l.Text...)
@@ -221,7 +223,7 @@ func FuzzParseRecord(f *testing.F) {
 		if !ok {
 			return
 		}
-		again, ok := parseRecord(appendRecord(nil, l.Time, l.Stream, l.Partial, []byte(l.Text)))
+		again, ok := parseRecord(logger.AppendRecord(nil, l.Time, l.Stream, l.Partial, []byte(l.Text)))
 		if !ok || again != l {
 			t.Fatalf("%+v becomes %+v", l, again)
 		}
@@ -229,28 +231,28 @@ func FuzzParseRecord(f *testing.F) {
 }
 
 func TestLogAfterKilledLogger(t *testing.T) {
-	a := loggerArgs{Dir: filepath.Join(t.TempDir(), "log:s"), MaxSize: 1 << 20, MaxFiles: 2}
-	back, err := decodeLoggerArgs(a.encode())
+	a := logger.Args{Dir: filepath.Join(t.TempDir(), "log:s"), MaxSize: 1 << 20, MaxFiles: 2}
+	back, err := logger.ParseArgs(a.Encode())
 	if err != nil || back != a {
 		t.Fatalf("arguments = %+v, %v, want %+v", back, err, a)
 	}
 	if err := os.MkdirAll(a.Dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	whole := appendRecord(nil, time.Unix(1, 0), Stdout, false, []byte("whole"))
-	if err := os.WriteFile(filepath.Join(a.Dir, logFile), append(whole, whole[:20]...), 0o600); err != nil {
+	whole := logger.AppendRecord(nil, time.Unix(1, 0), Stdout, false, []byte("whole"))
+	if err := os.WriteFile(filepath.Join(a.Dir, logger.File), append(whole, whole[:20]...), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	w, err := openLog(a)
+	w, err := logger.Open(a)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.keep(Stderr, []byte("next\n"), false)
-	if alive, closed := loggerAlive(a.Dir); !alive || closed {
+	w.Keep(Stderr, []byte("next\n"), false)
+	if alive, closed := logger.Alive(a.Dir); !alive || closed {
 		t.Errorf("alive %v, closed %v while it is open", alive, closed)
 	}
-	w.close()
-	if alive, closed := loggerAlive(a.Dir); alive || closed {
+	w.Close()
+	if alive, closed := logger.Alive(a.Dir); alive || closed {
 		t.Errorf("alive %v, closed %v after a death", alive, closed)
 	}
 	var got []string
@@ -262,6 +264,22 @@ func TestLogAfterKilledLogger(t *testing.T) {
 	}
 	if !slices.Equal(got, []string{"whole", "next"}) {
 		t.Errorf("lines = %q", got)
+	}
+}
+
+// A logger's process must begin before the packages that it does not need: there is one per container.
+func TestLoggerBeginsEarly(t *testing.T) {
+	cmd := exec.Command(os.Args[0], logger.Command)
+	cmd.Env = append(os.Environ(), "GODEBUG=inittrace=1")
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || !bytes.Contains(out, []byte("want one argument")) {
+		t.Fatalf("a logger without arguments: %v: %s", err, out)
+	}
+	for line := range strings.Lines(string(out)) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == "init" && strings.HasPrefix(f[1], "baton/") {
+			t.Errorf("package %s is initialized first", f[1])
+		}
 	}
 }
 
