@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -79,26 +80,23 @@ func memory(pid int) (rss, pss float64, err error) {
 	return rss, pss, nil
 }
 
-// processCPU sums the run times of a process's threads, which the kernel keeps in nanoseconds; those of threads that ended are
-// missing, which Go programs have few of.
+// tick is the unit of the times in /proc/PID/stat, on every architecture.
+const tick = 10 * time.Millisecond
+
+// processCPU is the time that a process has used, threads that ended included, but no children.
 func processCPU(pid int) (time.Duration, error) {
-	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
 	}
-	var sum time.Duration
-	for _, t := range threads {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/schedstat", pid, t.Name()))
-		if err != nil {
-			continue
-		}
-		n, err := strconv.ParseInt(strings.Fields(string(b))[0], 10, 64)
-		if err != nil {
-			return 0, err
-		}
-		sum += time.Duration(n)
+	// The second field is the name in parentheses, which may hold spaces.
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	if len(f) < 13 {
+		return 0, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(f))
 	}
-	return sum, nil
+	user, err1 := strconv.ParseInt(f[11], 10, 64)
+	system, err2 := strconv.ParseInt(f[12], 10, 64)
+	return time.Duration(user+system) * tick, errors.Join(err1, err2)
 }
 
 // idle watches the node, which has n containers at rest, for a while.

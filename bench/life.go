@@ -108,6 +108,7 @@ func (b *bench) reportLives(n int, of map[string]life) {
 	b.table.times("", baton.start.wall, "shim + runc", shim.start.wall, 0)
 	b.table.times(name("start")+", CPU", baton.start.cpu, "runc", runc.start.cpu, 0)
 	b.table.times("", baton.start.cpu, "shim + runc", shim.start.cpu, startTimesMax)
+	b.table.told("of it", b.under.shares(n))
 	b.table.times(name("remove")+", wall", baton.remove.wall, "runc", runc.remove.wall, 0)
 	b.table.times("", baton.remove.wall, "shim + runc", shim.remove.wall, 0)
 	b.table.times(name("remove")+", CPU", baton.remove.cpu, "runc", runc.remove.cpu, 0)

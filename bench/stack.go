@@ -27,15 +27,19 @@ type under struct {
 	m *machine
 	// resident is how many processes the node has without containers.
 	resident int
+	// last is what the newest start cost those processes that were there before.
+	last map[string]time.Duration
 }
 
-// stack is the Compose file of a service with n replicas; more is added to its deploy section.
+// stack is the Compose file of a service with n replicas; more is added to its deploy section. The image's health check is off: it
+// runs a command in the container, which is a cost of its own that runc and the shim alone have no counterpart for.
 func stack(ctx context.Context, n int, round int, more string) (api.UpRequest, error) {
 	file := fmt.Sprintf(`name: %s
 services:
   %s:
     image: baton.test/web:v1
     environment: {ROUND: "%d"}
+    healthcheck: {disable: true}
     deploy: {replicas: %d%s}
 `, stackName, webName, round, n, more)
 	res, err := compose.Load(ctx, compose.Options{Files: []string{"-"}, Content: []byte(file), WorkingDir: "/"})
@@ -49,9 +53,43 @@ func (u *under) cpu() (time.Duration, error) { return u.m.cpu() }
 
 // start returns when n tasks get traffic; `baton up` would go on and watch them for the time of the monitor.
 func (u *under) start(ctx context.Context, n int) error {
-	return u.deploy(ctx, n, 0, "", func(st api.Status) bool {
+	before, err := u.m.usages()
+	if err != nil {
+		return err
+	}
+	err = u.deploy(ctx, n, 0, "", func(st api.Status) bool {
 		return len(st.Services) == 1 && st.Services[0].Status.Ready == n
 	})
+	if err != nil {
+		return err
+	}
+	after, err := u.m.usages()
+	if err != nil {
+		return err
+	}
+	u.last = make(map[string]time.Duration)
+	for _, b := range before {
+		for _, a := range after {
+			if a.pid == b.pid {
+				u.last[a.name] += a.cpu - b.cpu
+			}
+		}
+	}
+	for _, a := range after {
+		if a.name == "shim" || a.name == "logger" {
+			u.last[a.name] += a.cpu
+		}
+	}
+	return nil
+}
+
+// shares tells what the newest start of n containers cost per container, by process.
+func (u *under) shares(n int) string {
+	var out []string
+	for _, name := range []string{"baton", "containerd", "shim", "logger"} {
+		out = append(out, name+" "+short(u.last[name]/time.Duration(n)))
+	}
+	return strings.Join(out, ", ") + " each"
 }
 
 // up deploys the stack and waits until it is healthy.
