@@ -54,7 +54,8 @@ lint: ## gofmt, go vet, staticcheck
 .PHONY: bench
 bench: build images ## measurements, as ratios in one run (as root)
 	@build/preflight.sh run
-	go test -run '^$$' -bench . -benchtime 1x -timeout 60m -p 1 ./...
+	go run ./bench
+	go test -run '^$$' -bench . -benchtime 1x -timeout 60m -p 1 ./internal/manager/consensus ./internal/node/network
 
 .PHONY: demo
 demo: ## a node with the shop running on it, and what to try
