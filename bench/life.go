@@ -100,7 +100,7 @@ func percentile(ds []time.Duration, p int) time.Duration {
 // startTimesMax is how many times the CPU of shim and runc a start may cost.
 const startTimesMax = 1.3
 
-// report adds the rows of one number of containers.
+// reportLives adds the rows of one number of containers.
 func (b *bench) reportLives(n int, of map[string]life) {
 	baton, shim, runc := of["baton"], of["shim"], of["runc"]
 	name := func(what string) string { return fmt.Sprintf("%s %d", what, n) }

@@ -213,20 +213,6 @@ func (m *machine) runDir() string { return noderuntime.RunDir(m.data) }
 // cgroup is the parent of the node's tasks.
 func (m *machine) cgroup() string { return "/baton/" + filepath.Base(m.runDir()) }
 
-// containerd is the pid of the node's containerd.
-func (m *machine) containerd() (int, error) {
-	pids, err := m.group.procs()
-	if err != nil {
-		return 0, err
-	}
-	for _, pid := range pids {
-		if program(pid) == "containerd" {
-			return pid, nil
-		}
-	}
-	return 0, errors.New("the node has no containerd")
-}
-
 // program is the base name of a process's executable; empty when it is gone.
 func program(pid int) string {
 	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
