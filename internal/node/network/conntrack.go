@@ -22,7 +22,8 @@ type flow struct {
 	original, reply tuple
 	protocol        uint8
 	tcpState        uint8
-	key             []byte // the original tuple as the kernel wrote it
+	// The tuples as the kernel wrote them, to name the flow by.
+	originalKey, replyKey []byte
 }
 
 type tuple struct {
@@ -176,9 +177,16 @@ func (w flowFilter) encode(ae *netlink.AttributeEncoder) {
 	})
 }
 
-// remove forgets a flow; that it is gone already is fine.
-func (t *conntrack) remove(f flow) error {
-	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: ctaTupleOrig | netlink.Nested, Data: f.key}})
+// removeBySource forgets a flow that a gone address began.
+func (t *conntrack) removeBySource(f flow) error { return t.remove(ctaTupleOrig, f.originalKey) }
+
+// removeByTarget forgets a flow to a gone address. It names the flow by its reply: a client that uses its port again has, by
+// now, a new flow with the same original tuple, which leads elsewhere and must live.
+func (t *conntrack) removeByTarget(f flow) error { return t.remove(ctaTupleReply, f.replyKey) }
+
+// remove forgets the flow of a tuple; that it is gone already is fine.
+func (t *conntrack) remove(kind uint16, key []byte) error {
+	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: kind | netlink.Nested, Data: key}})
 	if err != nil {
 		return fmt.Errorf("connection tracking: %w", err)
 	}
@@ -204,9 +212,10 @@ func parseFlow(data []byte) (flow, error) {
 	for ad.Next() {
 		switch ad.Type() {
 		case ctaTupleOrig:
-			f.key = slices.Clone(ad.Bytes())
+			f.originalKey = slices.Clone(ad.Bytes())
 			ad.Nested(func(ad *netlink.AttributeDecoder) error { return parseTuple(ad, &f.original, &f.protocol) })
 		case ctaTupleReply:
+			f.replyKey = slices.Clone(ad.Bytes())
 			ad.Nested(func(ad *netlink.AttributeDecoder) error { return parseTuple(ad, &f.reply, &f.protocol) })
 		case ctaProtoInfo:
 			ad.Nested(func(ad *netlink.AttributeDecoder) error { return parseProtoInfo(ad, &f) })
@@ -287,8 +296,8 @@ func (n *Network) forgetConnections(a netip.Addr) error {
 	}
 	defer t.close()
 	return errors.Join(
-		t.each(flowFilter{originalSource: a}, t.remove),
-		t.each(flowFilter{replySource: a}, t.remove))
+		t.each(flowFilter{originalSource: a}, t.removeBySource),
+		t.each(flowFilter{replySource: a}, t.removeByTarget))
 }
 
 // forgetDatagrams drops the UDP flows that the balancer would send elsewhere now: a sender that never pauses would keep
@@ -306,7 +315,7 @@ func (n *Network) forgetDatagrams(moved bool) error {
 		if !n.installed.balancer.misplaced(f, n.node.ServicePool, n.node.TaskPool) {
 			return nil
 		}
-		return t.remove(f)
+		return t.removeByTarget(f)
 	})
 }
 
