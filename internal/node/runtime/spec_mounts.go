@@ -49,7 +49,10 @@ func (p *plan) mounts() ([]specs.Mount, error) {
 		ms = append(ms, om)
 	}
 	for i, f := range p.c.Files {
-		ms = append(ms, bind(filepath.Join(p.c.FilesDir, fmt.Sprint(i)), f.Target, true))
+		fm := bind(filepath.Join(p.c.FilesDir, fmt.Sprint(i)), f.Target, true)
+		// The bind does not inherit these from the tmpfs: it is mounted anew as read-only. A config may be a script to run.
+		fm.Options = append(fm.Options, "nosuid", "nodev")
+		ms = append(ms, fm)
 	}
 	// A mount on a place that has one already takes its place; docker allows replacing /dev/shm this way.
 	seen := map[string]int{}

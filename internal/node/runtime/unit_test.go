@@ -115,6 +115,11 @@ func TestMountOrder(t *testing.T) {
 			}
 		}
 	}
+	for _, o := range []string{"ro", "nosuid", "nodev"} {
+		if file := ms[at["/run/secrets/deep/one"]]; !slices.Contains(file.Options, o) {
+			t.Errorf("a secret's mount has the options %v: %s is missing", file.Options, o)
+		}
+	}
 	p.c.Mounts = []agent.Mount{{Mount: spec.Mount{Kind: spec.MountTmpfs, Target: "relative"}}}
 	if _, err := p.mounts(); err == nil {
 		t.Error("a relative target: no error")

@@ -63,8 +63,12 @@ type record struct {
 // Open opens the volumes under dir, which is made if missing, and finishes removals that an earlier process began.
 func Open(dir string) (*Store, error) {
 	s := &Store{dir: filepath.Join(dir, "volumes")}
-	// Tasks run as any user: they must be able to pass through to their volume.
-	if err := os.MkdirAll(s.dir, 0o711); err != nil {
+	// Containers see a volume as a mount and never pass through here. Other users of the machine must not either: a container's
+	// root may leave set-user-ID programs and device files in its volume.
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("volumes: %w", err)
+	}
+	if err := os.Chmod(s.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("volumes: %w", err)
 	}
 	entries, err := os.ReadDir(s.dir)

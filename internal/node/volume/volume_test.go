@@ -57,6 +57,27 @@ func TestFreshUntilUsed(t *testing.T) {
 	}
 }
 
+// A container's root may leave a set-user-ID program in its volume: no other user of the machine may reach it, also when an
+// earlier version made the directory.
+func TestClosedToOtherUsers(t *testing.T) {
+	for _, before := range []os.FileMode{0, 0o711} {
+		dir := t.TempDir()
+		if before != 0 {
+			if err := os.Mkdir(filepath.Join(dir, "volumes"), before); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ensure(t, open(t, dir), "shop_db")
+		info, err := os.Stat(filepath.Join(dir, "volumes"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := info.Mode().Perm(); got != 0o700 {
+			t.Errorf("volumes with mode %o before: got %o, want 700", before, got)
+		}
+	}
+}
+
 func TestDamagedRecord(t *testing.T) {
 	for _, c := range []struct {
 		name, content string
