@@ -54,22 +54,33 @@ func New(cfg Config) *Controller { return &Controller{cfg: cfg} }
 
 const (
 	idleMax      = 5 * time.Second // look at the clock at least this often
+	wakeMin      = time.Millisecond
 	refusedPause = 100 * time.Millisecond
 )
 
-// Run works through one term of leadership, until ctx ends.
+// Run works through one term of leadership, until ctx ends. Nothing else ends it: a manager that leads and does not plan
+// would be a cluster that stands still.
 func (c *Controller) Run(ctx context.Context) error {
-	for {
+	for ctx.Err() == nil {
 		err := c.follow(ctx)
 		if ctx.Err() != nil {
-			return nil
+			break
 		}
-		// What the engine holds in its books may not be what is stored: it starts over from the store.
+		// What the engine holds in its books may not be what is stored: it starts over from the store, once that is current.
 		c.cfg.Logger.Warn("planning starts over", "reason", err)
-		if err := c.cfg.Log.Barrier(ctx); err != nil && ctx.Err() == nil {
-			return fmt.Errorf("read the newest state: %w", err)
+		for pause := refusedPause; ; pause = min(2*pause, idleMax) {
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+				return nil
+			}
+			if err = c.cfg.Log.Barrier(ctx); err == nil || ctx.Err() != nil {
+				break
+			}
+			c.cfg.Logger.Error("cannot read the newest state; planning waits", "err", err)
 		}
 	}
+	return nil
 }
 
 // follow works with one engine until the outcome of a transaction is unknown, or ctx ends.
@@ -79,6 +90,7 @@ func (c *Controller) follow(ctx context.Context) error {
 	defer cursor.Close()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var said string // the last error
 	for {
 		select {
 		case <-ctx.Done():
@@ -96,10 +108,15 @@ func (c *Controller) follow(ctx context.Context) error {
 		case StartOver(err):
 			return err
 		case err != nil:
-			c.cfg.Logger.Error("planning", "err", err)
 			wait = refusedPause
+			if said != err.Error() { // a full disk would say so ten times a second
+				c.cfg.Logger.Error("planning", "err", err)
+			}
 		case !at.IsZero():
-			wait = min(max(time.Until(at), 0), idleMax)
+			wait = min(max(time.Until(at), wakeMin), idleMax)
+		}
+		if said = ""; err != nil {
+			said = err.Error()
 		}
 		timer.Reset(wait)
 	}

@@ -1,13 +1,14 @@
 package control
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"math/rand"
 	"net/netip"
-	"slices"
 	"time"
 
+	"baton/internal/manager/consensus"
 	"baton/internal/manager/store"
 	"baton/internal/model/cluster"
 	"baton/internal/plan/ipam"
@@ -36,8 +37,10 @@ type Engine struct {
 
 	draining map[cluster.ID]cluster.ID // service by task that is told to drain
 	freed    bool                      // since the last Merge a task ended or went
-	dirty    map[key]bool
-	wakes    map[key]time.Time
+	agenda   agenda
+	refused  map[key]int // refusals in a row
+	// members are the nodes by id, for the planners; nil once a node has changed since.
+	members map[cluster.ID]*cluster.Node
 }
 
 // holding is the address that a task occupies.
@@ -59,14 +62,21 @@ type Decision struct {
 	About string
 
 	key     key
+	at      time.Time
+	address netip.Addr        // taken for the service
 	created []*cluster.Task   // charged to the view and holding addresses already
 	pinned  []*cluster.Volume // as stored, before the view was told where they live from now on
 	wake    time.Time
 	again   bool // there is more to do than fits into one transaction
 }
 
-// errorPause is how long something is left alone after planning it went wrong.
-const errorPause = 5 * time.Second
+const (
+	// errorPause is how long something is left alone after planning it went wrong.
+	errorPause = 5 * time.Second
+	// conflictsMax is how often in a row a subject is tried again at once. What is refused more often has a reason that
+	// trying does not cure, and must not keep everything else waiting.
+	conflictsMax = 16
+)
 
 // NewEngine makes an engine that draws ids from r (nil: the system's randomness) and breaks ties by seed.
 func NewEngine(r io.Reader, seed uint64) *Engine {
@@ -79,7 +89,8 @@ func (e *Engine) reset() {
 	e.view = schedule.NewView()
 	e.services, e.nodes = nil, make(map[cluster.ID]*ipam.Block)
 	e.held, e.draining = make(map[cluster.ID]holding), make(map[cluster.ID]cluster.ID)
-	e.dirty, e.wakes = make(map[key]bool), make(map[key]time.Time)
+	e.agenda, e.members = newAgenda(), nil
+	e.refused = make(map[key]int)
 }
 
 func (e *Engine) newID() cluster.ID { return cluster.NewID(e.ids) }
@@ -138,6 +149,7 @@ func (e *Engine) changed(o cluster.Object) error {
 	switch o := o.(type) {
 	case *cluster.Node:
 		e.view.PutNode(o)
+		e.members = nil
 		e.mark(cluster.KindNode, o.ID)
 		e.markNodeServices(o.ID)
 	case *cluster.Volume:
@@ -188,6 +200,7 @@ func (e *Engine) deleted(r store.Ref) {
 	switch r.Kind {
 	case cluster.KindNode:
 		e.view.RemoveNode(r.ID)
+		e.members = nil
 		delete(e.nodes, r.ID)
 		e.markNodeServices(r.ID)
 	case cluster.KindVolume:
@@ -206,12 +219,11 @@ func (e *Engine) deleted(r store.Ref) {
 			e.mark(cluster.KindStack, s.Stack)
 			e.markStackServices(s.Stack)
 		}
-		delete(e.dirty, key{cluster.KindService, r.ID})
-		delete(e.wakes, key{cluster.KindService, r.ID})
+		e.agenda.drop(key{cluster.KindService, r.ID})
 	}
 }
 
-func (e *Engine) mark(k cluster.Kind, id cluster.ID) { e.dirty[key{k, id}] = true }
+func (e *Engine) mark(k cluster.Kind, id cluster.ID) { e.agenda.mark(key{k, id}) }
 
 func (e *Engine) markStackServices(stack cluster.ID) {
 	for s := range e.snap.ServicesByStack(stack) {
@@ -270,63 +282,45 @@ func (e *Engine) release(task cluster.ID) {
 }
 
 // WakeAt is when time alone makes something due next; zero: never.
-func (e *Engine) WakeAt() time.Time {
-	var first time.Time
-	for _, at := range e.wakes {
-		if first.IsZero() || at.Before(first) {
-			first = at
+func (e *Engine) WakeAt() time.Time { return e.agenda.wakeAt() }
+
+// nodesByID are all nodes; shared and read-only.
+func (e *Engine) nodesByID() map[cluster.ID]*cluster.Node {
+	if e.members == nil {
+		e.members = make(map[cluster.ID]*cluster.Node)
+		for n := range store.All[*cluster.Node](e.snap) {
+			e.members[n.ID] = n
 		}
 	}
-	return first
+	return e.members
 }
 
 // Next returns the next transaction to propose, or false when there is nothing to do until the store changes or WakeAt
 // comes. Things are looked at in a fixed order, so that equal states give equal decisions.
 func (e *Engine) Next(now time.Time, acked cluster.Version) (Decision, bool, error) {
-	for k, at := range e.wakes {
-		if !at.After(now) {
-			e.dirty[k] = true
+	e.agenda.due(now)
+	for {
+		k, ok := e.agenda.take()
+		if !ok {
+			return Decision{}, false, nil
 		}
-	}
-	for len(e.dirty) > 0 {
-		k := e.first()
-		delete(e.dirty, k)
-		delete(e.wakes, k)
 		d, err := e.decide(k, now, acked)
-		d.key = k
+		d.key, d.at = k, now
 		if err != nil {
-			e.Done(d, err)
-			delete(e.dirty, k)
-			e.wakes[k] = now.Add(errorPause)
+			e.undo(d)
+			e.agenda.wake(k, now.Add(errorPause))
 			return d, false, err
 		}
 		if !d.wake.IsZero() {
-			e.wakes[k] = d.wake
+			e.agenda.wake(k, d.wake)
 		}
 		if d.again {
-			e.dirty[k] = true
+			e.agenda.mark(k)
 		}
 		if !d.Txn.Empty() {
 			return d, true, nil
 		}
 	}
-	return Decision{}, false, nil
-}
-
-// first picks nodes before services, services before stacks, and by id within a kind.
-func (e *Engine) first() key {
-	var best key
-	for k := range e.dirty {
-		if best == (key{}) || order(k.kind) < order(best.kind) ||
-			(k.kind == best.kind && slices.Compare(k.id[:], best.id[:]) < 0) {
-			best = k
-		}
-	}
-	return best
-}
-
-func order(k cluster.Kind) int {
-	return slices.Index([]cluster.Kind{cluster.KindNode, cluster.KindVolume, cluster.KindService, cluster.KindStack, cluster.KindEvent}, k)
 }
 
 func (e *Engine) decide(k key, now time.Time, acked cluster.Version) (Decision, error) {
@@ -343,10 +337,27 @@ func (e *Engine) decide(k key, now time.Time, acked cluster.Version) (Decision, 
 	return e.decideEvents()
 }
 
-// Done ends a decision. When it was refused, what it took is given back and its subject is looked at again.
+// Done ends a decision. When it was refused, what it took is given back and its subject is looked at again: at once, or a
+// while later when it is refused every time or is too large for the log.
 func (e *Engine) Done(d Decision, err error) {
 	if err == nil {
+		delete(e.refused, d.key)
 		return
+	}
+	e.undo(d)
+	e.refused[d.key]++
+	if e.refused[d.key] > conflictsMax || errors.Is(err, consensus.ErrTooLarge) {
+		delete(e.refused, d.key)
+		e.agenda.wake(d.key, d.at.Add(errorPause))
+		return
+	}
+	e.agenda.mark(d.key)
+}
+
+// undo gives back what a decision took.
+func (e *Engine) undo(d Decision) {
+	if d.address.IsValid() {
+		e.services.Release(d.address)
 	}
 	for _, t := range d.created {
 		e.view.RemoveTask(t.ID)
@@ -355,7 +366,6 @@ func (e *Engine) Done(d Decision, err error) {
 	for _, v := range d.pinned {
 		e.view.PutVolume(v)
 	}
-	e.dirty[d.key] = true
 }
 
 // decideNode gives a new node its subnet.

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"baton/internal/manager/consensus"
 	"baton/internal/manager/stacks"
 	"baton/internal/manager/store"
 	"baton/internal/model/cluster"
@@ -76,12 +77,15 @@ func (w *world) next() (Decision, bool) {
 // work lets engine and nodes act until nothing moves and nothing is due within limit.
 func (w *world) work(limit time.Duration) {
 	w.t.Helper()
-	nodes := &preview{fork: w.st}
+	nodes := &preview{fork: w.st, acting: make(map[cluster.ID]bool)}
+	changes := w.st.Changes(0, store.Filter{Kinds: []cluster.Kind{cluster.KindTask}})
+	defer changes.Close()
 	for end := w.now.Add(limit); ; {
 		for d, ok := w.next(); ok; d, ok = w.next() {
 			w.engine.Done(d, w.apply(d.Txn))
 		}
 		nodes.now = w.now
+		nodes.follow(changes.Collect())
 		moved, err := nodes.nodes()
 		if err != nil {
 			w.t.Fatal(err)
@@ -157,7 +161,8 @@ func TestRefusedDecisionGivesBackWhatItTook(t *testing.T) {
 	for i := 0; i < 40; i++ {
 		d, ok := w.next()
 		if !ok {
-			t.Fatal("nothing to decide")
+			w.now = w.engine.WakeAt() // refused so often that it is left alone for a while
+			continue
 		}
 		if len(d.created) == 0 {
 			w.engine.Done(d, w.apply(d.Txn))
@@ -168,6 +173,93 @@ func TestRefusedDecisionGivesBackWhatItTook(t *testing.T) {
 	w.work(time.Minute)
 	if s := w.service("web"); !s.Status.Converged {
 		t.Errorf("got %+v, want converged", s.Status)
+	}
+}
+
+func TestRefusedServiceAddressIsFreeAgain(t *testing.T) {
+	w := newWorld(t, 1)
+	w.deploy(spec.Stack{Name: "s", Services: []spec.Service{service("web", 1)}})
+	// More refusals than the pool has addresses (254).
+	for refused := 0; refused < 300; {
+		d, ok := w.next()
+		switch {
+		case !ok:
+			w.now = w.engine.WakeAt()
+		case !d.address.IsValid():
+			w.engine.Done(d, w.apply(d.Txn))
+		default:
+			refused++
+			w.engine.Done(d, store.ErrConflict)
+		}
+	}
+	w.work(time.Minute)
+	if s := w.service("web"); !s.Status.Converged {
+		t.Errorf("got %+v, want converged", s.Status)
+	}
+}
+
+func TestRefusedSubjectDoesNotHoldUpOthers(t *testing.T) {
+	for name, refusal := range map[string]error{"conflict": store.ErrConflict, "too large": consensus.ErrTooLarge} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, 1)
+			w.deploy(spec.Stack{Name: "s", Services: []spec.Service{service("a", 1), service("b", 1)}})
+			bad := min(w.service("a").ID.String(), w.service("b").ID.String())
+			good := "a"
+			if w.service("a").ID.String() == bad {
+				good = "b"
+			}
+			for range 10 * conflictsMax {
+				d, ok := w.next()
+				if !ok {
+					break
+				}
+				if d.key.id.String() == bad {
+					w.engine.Done(d, refusal)
+					continue
+				}
+				w.engine.Done(d, w.apply(d.Txn))
+			}
+			if len(w.tasks(good)) == 0 {
+				t.Errorf("service %s has no task while another one's transaction is refused", good)
+			}
+			if at := w.engine.WakeAt(); !at.After(w.now) {
+				t.Errorf("wakes at %v, want after a pause", at)
+			}
+		})
+	}
+}
+
+func TestLargeServiceIsStoppedInParts(t *testing.T) {
+	w := newWorld(t, 1)
+	w.deploy(spec.Stack{Name: "s", Services: []spec.Service{service("web", 1)}})
+	w.work(time.Minute)
+	one := w.tasks("web")[0]
+	const many = 2*moveMax + 10
+	for from := 2; from <= many; from += 1000 {
+		var list []cluster.Object
+		for slot := from; slot < min(from+1000, many+1); slot++ {
+			c := cluster.Copy(one)
+			c.Meta, c.Slot, c.Address = cluster.Meta{ID: cluster.NewID(nil)}, slot, netip.Addr{}
+			list = append(list, c)
+		}
+		w.put(list...)
+	}
+	var moved, parts int
+	for d, ok := w.next(); ok; d, ok = w.next() {
+		if n := d.Txn.Size(); n > consensus.TxnBytesMax/2 {
+			t.Fatalf("%s: a transaction of %d bytes, at most %d fit", d.About, n, consensus.TxnBytesMax)
+		}
+		w.engine.Done(d, w.apply(d.Txn))
+		parts++
+		moved = 0
+		for task := range w.st.Snapshot().TasksByService(w.service("web").ID) {
+			if task.Desired > cluster.DesiredRun {
+				moved++
+			}
+		}
+	}
+	if moved != many-1 || parts < 3 {
+		t.Errorf("%d tasks told to leave in %d parts, want %d in 3 or more", moved, parts, many-1)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -26,7 +27,7 @@ var errPreview = errors.New("the preview does not come to an end; the deployment
 // that is created, replaced, moved, stopped or refused, in order of service and slot. It runs the same Engine as the leader
 // against nodes on which everything works at once. Time is simulated from now on.
 func Preview(fork *store.Store, stack cluster.ID, now time.Time, seed uint64) ([]api.Action, error) {
-	p := &preview{fork: fork, stack: stack, now: now, end: now.Add(previewSpan), engine: NewEngine(nil, seed), before: make(map[cluster.ID]*cluster.Task), services: make(map[cluster.ID]string)}
+	p := &preview{fork: fork, stack: stack, now: now, end: now.Add(previewSpan), engine: NewEngine(nil, seed), before: make(map[cluster.ID]*cluster.Task), services: make(map[cluster.ID]string), acting: make(map[cluster.ID]bool)}
 	for s := range fork.Snapshot().ServicesByStack(stack) {
 		p.services[s.ID] = s.Name
 	}
@@ -50,6 +51,8 @@ type preview struct {
 	services map[cluster.ID]string // names, also of those that will be removed
 	steps    int
 	moved    time.Time // when something was last written
+	// acting are the tasks of which a node has something to report: few, where a cluster has many.
+	acting map[cluster.ID]bool
 }
 
 func (p *preview) run() error {
@@ -88,7 +91,9 @@ func later(now, wake time.Time) time.Time {
 // decide lets the engine write until it has nothing more to do.
 func (p *preview) decide(cursor *store.Cursor) error {
 	for {
-		if err := p.engine.Merge(cursor.Collect()); err != nil {
+		delta := cursor.Collect()
+		p.follow(delta)
+		if err := p.engine.Merge(delta); err != nil {
 			return err
 		}
 		d, ok, err := p.engine.Next(p.now, p.fork.Snapshot().Version())
@@ -111,9 +116,30 @@ func (p *preview) apply(t store.Txn) error {
 	return p.fork.Apply(p.fork.Snapshot().Version()+1, []store.Txn{t})[0]
 }
 
+// follow notes which tasks their nodes have to act on.
+func (p *preview) follow(d store.Delta) {
+	for _, o := range d.Changed {
+		if t, ok := o.(*cluster.Task); ok {
+			if _, acts := next(t, p.now); acts {
+				p.acting[t.ID] = true
+			} else {
+				delete(p.acting, t.ID)
+			}
+		}
+	}
+	for _, r := range d.Deleted {
+		delete(p.acting, r.ID)
+	}
+}
+
 // nodes lets every task take its next step as if its node did what it is told at once.
 func (p *preview) nodes() (moved bool, err error) {
-	for t := range store.All[*cluster.Task](p.fork.Snapshot()) {
+	byID := func(a, b cluster.ID) int { return slices.Compare(a[:], b[:]) }
+	for _, id := range slices.SortedFunc(maps.Keys(p.acting), byID) {
+		t, ok := store.Get[*cluster.Task](p.fork.Snapshot(), id)
+		if !ok {
+			continue
+		}
 		s, ok := next(t, p.now)
 		if !ok {
 			continue

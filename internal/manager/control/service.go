@@ -15,6 +15,9 @@ import (
 // createMax bounds the new tasks of one transaction, and with them the size of a log entry.
 const createMax = 500
 
+// moveMax bounds the tasks that one transaction moves forward or forgets. What comes after them is planned when they are written.
+const moveMax = 2000
+
 // decideService plans one service: its tasks, their nodes and addresses, in one transaction.
 func (e *Engine) decideService(id cluster.ID, now time.Time, acked cluster.Version) (Decision, error) {
 	d := Decision{About: "service " + id.Short()}
@@ -30,6 +33,12 @@ func (e *Engine) decideService(id cluster.ID, now time.Time, acked cluster.Versi
 	p := reconcile.Reconcile(in)
 	d.wake = p.WakeAt
 	w := serviceWriter{engine: e, decision: &d, service: svc, now: now, tasks: in.Tasks}
+	if cut, ok := firstMoves(p); ok {
+		d.again = true
+		w.stop(cut)
+		w.events(cut.Why)
+		return d, nil
+	}
 	w.stop(p)
 	if err := w.create(p.Create); err != nil {
 		return d, err
@@ -38,10 +47,27 @@ func (e *Engine) decideService(id cluster.ID, now time.Time, acked cluster.Versi
 		return d, err
 	}
 	w.status(p)
-	for _, why := range p.Why {
-		w.event(why.Type, why.Message, func(ev *cluster.Event) { ev.Task, ev.Node, ev.Slot = why.Task, why.Node, why.Slot })
-	}
+	w.events(p.Why)
 	return d, nil
+}
+
+// firstMoves cuts a plan with too much to do for one transaction down to its first moves, with their reasons.
+func firstMoves(p reconcile.Plan) (reconcile.Plan, bool) {
+	if len(p.Stop)+len(p.Delete) <= moveMax {
+		return p, false
+	}
+	cut := reconcile.Plan{Stop: p.Stop[:min(len(p.Stop), moveMax)]}
+	cut.Delete = p.Delete[:min(len(p.Delete), moveMax-len(cut.Stop))]
+	moved := make(map[cluster.ID]bool, len(cut.Stop))
+	for _, c := range cut.Stop {
+		moved[c.Task] = true
+	}
+	for _, why := range p.Why {
+		if moved[why.Task] && (why.Type == reconcile.WhyDrain || why.Type == reconcile.WhyStop || why.Type == reconcile.WhyLost) {
+			cut.Why = append(cut.Why, why)
+		}
+	}
+	return cut, true
 }
 
 func (e *Engine) addressService(d Decision, svc *cluster.Service) (Decision, error) {
@@ -50,7 +76,7 @@ func (e *Engine) addressService(d Decision, svc *cluster.Service) (Decision, err
 		return d, fmt.Errorf("address for service %s/%s: %w", svc.StackName, svc.Name, err)
 	}
 	s := cluster.Copy(svc)
-	s.Address = address
+	s.Address, d.address = address, address
 	d.Txn.Put(s)
 	return d, nil
 }
@@ -59,7 +85,7 @@ func (e *Engine) addressService(d Decision, svc *cluster.Service) (Decision, err
 func (e *Engine) input(svc *cluster.Service, now time.Time, acked cluster.Version) reconcile.Input {
 	in := reconcile.Input{
 		Service: svc, Revisions: make(map[cluster.ID]*cluster.Revision), Acked: acked, Now: now,
-		Nodes: reconcile.NodeView{Nodes: make(map[cluster.ID]*cluster.Node)},
+		Nodes: reconcile.NodeView{Nodes: e.nodesByID()},
 	}
 	revision := func(id cluster.ID) {
 		if r, ok := store.Get[*cluster.Revision](e.snap, id); ok {
@@ -76,9 +102,6 @@ func (e *Engine) input(svc *cluster.Service, now time.Time, acked cluster.Versio
 			// While a slot goes back to it, or from it to one without the volume, the order is its own.
 			in.Exclusive = in.Exclusive || e.exclusive(rev)
 		}
-	}
-	for n := range store.All[*cluster.Node](e.snap) {
-		in.Nodes.Nodes[n.ID] = n
 	}
 	if rev := in.Revisions[svc.Revision]; rev != nil {
 		if rev.Spec.Mode == spec.Global {
@@ -155,6 +178,12 @@ func (w *serviceWriter) event(kind, message string, link func(*cluster.Event)) {
 	}
 	link(ev)
 	w.decision.Txn.Put(ev)
+}
+
+func (w *serviceWriter) events(list []reconcile.Reason) {
+	for _, why := range list {
+		w.event(why.Type, why.Message, func(ev *cluster.Event) { ev.Task, ev.Node, ev.Slot = why.Task, why.Node, why.Slot })
+	}
 }
 
 // stop moves tasks forward and forgets old ones.
