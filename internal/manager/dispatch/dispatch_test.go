@@ -274,6 +274,26 @@ func TestVolumeIsRemovedAfterItsLastUser(t *testing.T) {
 	}
 }
 
+func TestVolumeOfAnEarlierNameIsRemovedToo(t *testing.T) {
+	w := newWorld(t)
+	vol, _ := store.Get[*cluster.Volume](w.st.Snapshot(), id('v', 1))
+	gone := cluster.Copy(vol)
+	gone.Removing = true
+	w.put(gone)
+	s := w.connect(1)
+	s.Poll()
+	w.report(s, agentapi.Report{VolumesRemoved: []string{"data"}})
+	for n := 2; n < 4; n++ {
+		w.put(&cluster.Volume{Meta: cluster.Meta{ID: id('v', n)}, Name: "data", Node: id('n', 1), Removing: true})
+		w.follow()
+		w.follow()
+		if u, _ := s.Poll(); len(u.RemoveVolumes) != 1 || u.RemoveVolumes[0] != "data" {
+			t.Fatalf("volume %d: got %v, want it told once", n, u.RemoveVolumes)
+		}
+		w.report(s, agentapi.Report{VolumesRemoved: []string{"data"}})
+	}
+}
+
 func TestNewSessionEndsTheOldOne(t *testing.T) {
 	w := newWorld(t)
 	old := w.connect(1)

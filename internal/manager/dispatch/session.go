@@ -18,7 +18,7 @@ type Session struct {
 	sent    map[cluster.ID]sentTask
 	network uint64 // generation of the network view
 	config  agentapi.NodeConfig
-	volumes map[string]bool
+	volumes map[cluster.ID]bool // told to remove, and not gone yet
 	greeted bool
 
 	mu      sync.Mutex
@@ -40,7 +40,7 @@ func newSession(d *Dispatcher, node cluster.ID) *Session {
 	return &Session{
 		dispatcher: d, node: node,
 		sent:    make(map[cluster.ID]sentTask),
-		volumes: make(map[string]bool),
+		volumes: make(map[cluster.ID]bool),
 		waiting: make(chan struct{}, 1),
 		ended:   make(chan struct{}),
 	}
@@ -57,6 +57,11 @@ func (s *Session) Recv(ctx context.Context) (agentapi.Update, error) {
 		case <-s.ended:
 			return agentapi.Update{}, ErrClosed
 		case <-s.waiting:
+		}
+		select {
+		case <-s.ended:
+			return agentapi.Update{}, ErrClosed // what waits may be older than what the node's next session got
+		default:
 		}
 		if u, ok := s.Poll(); ok {
 			return u, nil

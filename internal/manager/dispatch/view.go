@@ -30,6 +30,9 @@ type view struct {
 	built      uint64 // generation that state shows
 	state      *agentapi.NetworkState
 
+	// removing are the volumes that are to go.
+	removing []*cluster.Volume
+
 	// touched are the nodes whose tasks changed since the last merge; all is set when everything may have.
 	touched map[cluster.ID][]cluster.ID
 	all     bool
@@ -68,6 +71,17 @@ func (v *view) merge(d store.Delta) {
 			delete(v.places, r.ID)
 		case cluster.KindService, cluster.KindNetwork:
 			v.generation++
+		}
+	}
+	v.findRemoving()
+}
+
+// findRemoving looks through the volumes once for all sessions.
+func (v *view) findRemoving() {
+	v.removing = v.removing[:0]
+	for vol := range store.All[*cluster.Volume](v.snap) {
+		if vol.Removing {
+			v.removing = append(v.removing, vol)
 		}
 	}
 }
@@ -116,17 +130,29 @@ func (v *view) fill(s *Session) {
 	if c, ok := v.nodeConfig(s.node); ok && c != s.config {
 		u.Node, s.config = &c, c
 	}
-	for vol := range store.All[*cluster.Volume](v.snap) {
-		if vol.Removing && vol.Node == s.node && !s.volumes[vol.Name] && !v.used(vol) {
-			s.volumes[vol.Name] = true
-			u.RemoveVolumes = append(u.RemoveVolumes, vol.Name)
-		}
-	}
+	v.removeVolumes(s, &u)
 	empty := s.greeted && len(u.Assignments) == 0 && len(u.Removed) == 0 && u.Network == nil && u.Node == nil && len(u.RemoveVolumes) == 0
 	s.mu.Lock()
 	s.greeted = true
 	s.mu.Unlock()
 	s.post(u, empty)
+}
+
+// removeVolumes tells of the volumes that are to go, each once; a later one of the same name is another volume.
+func (v *view) removeVolumes(s *Session, u *agentapi.Update) {
+	told := make(map[cluster.ID]bool)
+	for _, vol := range v.removing {
+		switch {
+		case vol.Node != s.node:
+			continue
+		case !s.volumes[vol.ID] && v.used(vol):
+			continue
+		case !s.volumes[vol.ID]:
+			u.RemoveVolumes = append(u.RemoveVolumes, vol.Name)
+		}
+		told[vol.ID] = true
+	}
+	s.volumes = told
 }
 
 // used reports whether a task on the volume's node may still write to it.
