@@ -154,7 +154,9 @@ func TestShopWithoutParts(t *testing.T) {
 	if w.Code != 200 || strings.Contains(w.Body.String(), "visits") {
 		t.Errorf("without Redis: got %d and a counter, want 200 and none", w.Code)
 	}
-	down := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "pgx: secret detail", http.StatusServiceUnavailable) })
+	down := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "pgx: secret detail", http.StatusServiceUnavailable)
+	})
 	w = ask(newShop(t, down), "GET", "/", "", nil)
 	if w.Code != http.StatusBadGateway || strings.Contains(w.Body.String(), "secret detail") {
 		t.Errorf("without backend: got %d %s", w.Code, w.Body)
