@@ -73,7 +73,7 @@ func BenchmarkRoundOverIdleServices(b *testing.B) {
 	var list []cluster.Object
 	for i := range 10_000 {
 		list = append(list, &cluster.Service{
-			Meta: cluster.Meta{ID: cluster.NewID(nil)}, Name: fmt.Sprint("s", i), Address: netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}),
+			Meta: cluster.Meta{ID: cluster.NewID(nil)}, Name: fmt.Sprint("s", i), Stack: cluster.NewID(nil), Address: netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}),
 		})
 	}
 	for part := range slices.Chunk(list, 1000) {
