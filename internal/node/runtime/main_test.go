@@ -348,10 +348,11 @@ func (n *node) waitExit(id cluster.ID) cluster.Exit {
 	var e cluster.Exit
 	eventually(n.t, "the task ends", func() bool {
 		o := n.observed(id)
-		if o == nil {
+		switch {
+		case o == nil:
 			n.t.Fatal("the container is gone")
-		}
-		if o.State != agent.ContainerExited {
+			return false
+		case o.State != agent.ContainerExited:
 			return false
 		}
 		e = *o.Exit
