@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
+	"os"
 	"reflect"
+	"syscall"
 	"testing"
 	"time"
 
@@ -71,6 +74,18 @@ func TestHealthcheck(t *testing.T) {
 		if !reflect.DeepEqual(got, tt.want) || (err != nil) != tt.fails {
 			t.Errorf("%s: %+v, %v, want %+v", name, got, err, tt.want)
 		}
+	}
+}
+
+// What a user reads of an unreachable registry is its name and what the system said, and not a chain of calls.
+func TestExplainUnreachable(t *testing.T) {
+	refused := &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+	err := fmt.Errorf("resolve reference: %w", &url.Error{Op: "Head", URL: "https://registry.test:5000/v2/web/manifests/1?token=hush", Err: refused})
+	got := New(Config{}).explain("registry.test:5000/web:1", err).Error()
+	want := "image registry.test:5000/web:1 is not on this node and could not be pulled: registry registry.test:5000 cannot be reached: connection refused; " +
+		"load it with `baton image load FILE`"
+	if got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -145,7 +146,23 @@ func (s *Store) explain(ref string, err error) error {
 	case errdefs.IsNotFound(err), status == http.StatusNotFound:
 		return why("the registry does not have it; check its name, or load it with `baton image load FILE`")
 	}
+	if ue, ok := errors.AsType[*url.Error](err); ok {
+		if u, perr := url.Parse(ue.URL); perr == nil {
+			err = fmt.Errorf("registry %s cannot be reached: %w", u.Host, root(ue.Err))
+		}
+	}
 	return fmt.Errorf("image %s is not on this node and could not be pulled: %w; load it with `baton image load FILE`", ref, err)
+}
+
+// root is the error at the bottom of a chain: of a failed connection, what the system said.
+func root(err error) error {
+	for {
+		next := errors.Unwrap(err)
+		if next == nil {
+			return err
+		}
+		err = next
+	}
 }
 
 // watcher counts what a pull has fetched, by way of the descriptors that it handles.
