@@ -64,6 +64,9 @@ type app struct {
 	timeout time.Duration
 
 	api *client.Client
+
+	// place finds the line of the Compose file that a server's error is about; nil when none was loaded.
+	place func(path string) (file string, line int)
 }
 
 func newApp(stdin io.Reader, stdout, stderr io.Writer, h Hooks) *app {
@@ -146,7 +149,7 @@ func (a *app) printError(err error) {
 	}
 	var known *api.Error
 	if !errors.As(err, &known) {
-		fmt.Fprintf(a.err, "error: %s\n", err)
+		fmt.Fprintf(a.err, "error: %s\n", clean(err.Error()))
 		return
 	}
 	a.printFault(api.Fault{Where: known.Where, Message: known.Message, Mend: known.Mend})
@@ -160,7 +163,12 @@ func (a *app) printFault(f api.Fault) {
 	if f.Where != "" {
 		where = f.Where + ": "
 	}
-	fmt.Fprintf(a.err, "error: %s%s\n", where, f.Message)
+	if a.place != nil {
+		if file, line := a.place(f.Where); line > 0 {
+			where = fmt.Sprintf("%s:%d: %s", file, line, where)
+		}
+	}
+	fmt.Fprintf(a.err, "error: %s\n", clean(where+f.Message))
 	a.printMend(f.Mend)
 }
 
@@ -302,19 +310,33 @@ func (a *app) colour() bool {
 }
 
 // confirm asks a question; anything but yes is an error that ends the command.
-func (a *app) confirm(question string) error {
+func (a *app) confirm(ctx context.Context, question string) error {
 	if a.yes {
 		return nil
 	}
 	if !a.interactive() {
 		return api.Errorf(api.CodeInvalid, "nobody is there to confirm").WithMend("add -y to do it without asking")
 	}
+	return a.ask(ctx, question)
+}
+
+func (a *app) ask(ctx context.Context, question string) error {
 	fmt.Fprintf(a.err, "%s [y/N] ", question)
-	var answer string
-	_, _ = fmt.Fscanln(a.in, &answer)
-	switch strings.ToLower(answer) {
-	case "y", "yes":
-		return nil
+	line := make(chan string, 1)
+	// A read of a terminal cannot be ended from here: after Ctrl-C the process exits with it.
+	go func() {
+		var answer string
+		_, _ = fmt.Fscanln(a.in, &answer)
+		line <- answer
+	}()
+	select {
+	case <-ctx.Done():
+		fmt.Fprintln(a.err)
+		return ctx.Err()
+	case answer := <-line:
+		if answer = strings.ToLower(answer); answer == "y" || answer == "yes" {
+			return nil
+		}
 	}
 	return &exitError{code: api.ExitError, err: api.Errorf(api.CodeRefused, "nothing was changed")}
 }

@@ -46,7 +46,7 @@ func (a *app) down(ctx context.Context, stack string, volumes, detach bool) erro
 		}
 	}
 	if volumes && !a.yes && a.interactive() {
-		if err := a.confirm(fmt.Sprintf("Delete stack %s and everything in its volumes?", stack)); err != nil {
+		if err := a.confirm(ctx, fmt.Sprintf("Delete stack %s and everything in its volumes?", stack)); err != nil {
 			return err
 		}
 	}

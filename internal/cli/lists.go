@@ -274,7 +274,9 @@ func (a *app) printStatus(st api.Status) error {
 	if !st.Healthy {
 		health, colour = "not healthy", yellow
 	}
-	fmt.Fprintf(a.out, "stack %s: %s, release %d %s%s\n", st.Stack.Name, a.paint(health, colour), st.Release.Number, state, because(st.Release.Reason))
+	if a.output != "name" && !a.quiet {
+		fmt.Fprintf(a.out, "stack %s: %s, release %d %s%s\n", st.Stack.Name, a.paint(health, colour), st.Release.Number, state, clean(because(st.Release.Reason)))
+	}
 	t := &table{head: []string{"SERVICE", "MODE", "REPLICAS", "IMAGE", "PORTS", "STATUS"}}
 	for _, s := range st.Services {
 		word := "ok"
@@ -325,7 +327,7 @@ func (a *app) whyCmd() *cobra.Command {
 }
 
 func (a *app) printWhy(w api.Why) {
-	fmt.Fprintln(a.out, w.Summary)
+	fmt.Fprintln(a.out, clean(w.Summary))
 	for i, r := range w.Reasons {
 		if i == 0 && r.Text == w.Summary {
 			continue
@@ -341,7 +343,7 @@ func (a *app) printWhy(w api.Why) {
 				line += r.Subject + " "
 			}
 		}
-		line += r.Text
+		line += clean(r.Text)
 		if !r.At.IsZero() {
 			line += a.paint(" ("+a.ago(r.At)+")", dim)
 		}

@@ -65,7 +65,7 @@ with all volumes, unless --keep is given. It refuses while a server runs on the 
   sudo baton reset --keep --data-dir /srv/baton`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !o.Keep {
-				if err := a.confirm(fmt.Sprintf("Delete %s with all volumes, secrets and history?", o.DataDir)); err != nil {
+				if err := a.confirm(cmd.Context(), fmt.Sprintf("Delete %s with all volumes, secrets and history?", o.DataDir)); err != nil {
 					return err
 				}
 			}

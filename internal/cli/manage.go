@@ -180,7 +180,7 @@ func (a *app) volumeCmd() *cobra.Command {
 				return err
 			}
 			if a.interactive() {
-				if err := a.confirm("Delete " + strings.Join(args, ", ") + " and what is in there?"); err != nil {
+				if err := a.confirm(cmd.Context(), "Delete "+strings.Join(args, ", ")+" and what is in there?"); err != nil {
 					return err
 				}
 			}

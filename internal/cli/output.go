@@ -8,6 +8,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"go.yaml.in/yaml/v4"
 
@@ -31,9 +32,27 @@ func (t *table) write(w io.Writer, wide bool) error {
 	}
 	tw := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
 	for _, row := range append([][]string{t.head}, t.rows...) {
-		_, _ = fmt.Fprintln(tw, strings.Join(row[:n], "\t"))
+		cells := make([]string, n)
+		for i := range cells {
+			cells[i] = clean(row[i])
+		}
+		_, _ = fmt.Fprintln(tw, strings.Join(cells, "\t"))
 	}
 	return tw.Flush()
+}
+
+// clean takes what would move the cursor, change colours or break a line out of a text, part of which a container or a registry may
+// have written: an error message of theirs must not be able to forge a line of ours.
+func clean(s string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n' || r == '\t' || r == '\r':
+			return ' '
+		case unicode.IsControl(r), unicode.Is(unicode.Bidi_Control, r):
+			return unicode.ReplacementChar
+		}
+		return r
+	}, s)
 }
 
 // list prints items by -o: as a table, as documents, or by name.

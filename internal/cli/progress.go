@@ -69,6 +69,9 @@ func (p *plainProgress) status(st api.Status) {
 	for _, svc := range st.Services {
 		seen[svc.Name] = true
 		line := serviceLine(svc)
+		if untouched(svc) {
+			continue
+		}
 		if p.last[svc.Name] != line {
 			p.last[svc.Name] = line
 			fmt.Fprintf(p.a.out, "service %s: %s\n", svc.Name, line)
@@ -86,6 +89,11 @@ func (p *plainProgress) end(message string, _ api.UpResult, _ string) {
 	if message != "" {
 		fmt.Fprintln(p.a.out, message)
 	}
+}
+
+// untouched services have not been looked at since they were made: their numbers mean nothing yet.
+func untouched(s api.ServiceState) bool {
+	return s.Status.Desired == 0 && !s.Status.Converged && !s.Removing && s.Reason == "" && len(s.Failing) == 0
 }
 
 // serviceLine says in one line how a service is.
@@ -107,7 +115,7 @@ func serviceLine(s api.ServiceState) string {
 	if len(s.Failing) > 0 {
 		line += "; " + s.Failing[0]
 	}
-	return line
+	return clean(line)
 }
 
 // live redraws one line per service in a terminal. It owns the goroutine of its program and waits for it in end.
@@ -144,6 +152,8 @@ type liveModel struct {
 	head   string
 	status api.Status
 	tail   string
+	// Of the terminal; 0 when not known yet.
+	width, height int
 }
 
 func (m liveModel) Init() tea.Cmd { return nil }
@@ -155,6 +165,8 @@ func (m liveModel) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 		if !msg.Changed {
 			m.head = fmt.Sprintf("stack %s: nothing changed (release %d)", msg.Name, msg.Release)
 		}
+	case tea.WindowSizeMsg:
+		m.width, m.height = msg.Width, msg.Height
 	case api.Status:
 		m.status = msg
 	case liveEnd:
@@ -164,35 +176,84 @@ func (m liveModel) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	return m, nil
 }
 
-// barWidth is how many characters the bar of a service has.
-const barWidth = 20
+const (
+	// barWidth is how many characters the bar of a service has. It is left out where it would leave less than textWidth to say
+	// how the service is.
+	barWidth  = 20
+	textWidth = 36
+	// nameWidth is how much of a name is shown in a narrow terminal.
+	nameWidth = 16
+)
 
 func (m liveModel) View() tea.View {
 	var b strings.Builder
 	b.WriteString(m.head + "\n")
+	shown, left := m.fitting()
 	width := 0
-	for _, s := range m.status.Services {
+	for _, s := range shown {
 		width = max(width, len(s.Name))
 	}
-	for _, s := range m.status.Services {
-		mark, colour := "…", yellow
-		switch {
-		case s.Status.Converged:
-			mark, colour = "✓", green
-		case s.Rollout == cluster.RolloutFailed || len(s.Failing) > 0:
-			mark, colour = "✗", red
+	const marks = 6 // blanks and the mark
+	bar := m.width == 0 || m.width >= marks+width+barWidth+textWidth
+	if !bar && m.width < marks+width+textWidth {
+		width = min(width, nameWidth)
+	}
+	for _, s := range shown {
+		b.WriteString(m.line(s, width, bar) + "\n")
+	}
+	if left > 0 {
+		fmt.Fprintf(&b, "  %d more\n", left)
+	}
+	if m.tail != "" {
+		b.WriteString(m.tail + "\n")
+	}
+	return tea.NewView(b.String())
+}
+
+// fitting are the services that the terminal has lines for, those that are not done first to stay. It also tells how many were left out.
+func (m liveModel) fitting() (shown []api.ServiceState, left int) {
+	const others = 4 // head, what was left out, the message at the end, and the cursor's line
+	all := m.status.Services
+	left = len(all) - max(m.height-others, 1)
+	if m.height == 0 || left <= 0 {
+		return all, 0
+	}
+	drop := left
+	for _, s := range all {
+		if drop > 0 && s.Status.Converged {
+			drop--
+			continue
 		}
+		shown = append(shown, s)
+	}
+	return shown[:len(shown)-drop], left
+}
+
+// line is one service. What is longer than the terminal is wide is cut off.
+func (m liveModel) line(s api.ServiceState, width int, bar bool) string {
+	mark, colour := "…", yellow
+	switch {
+	case s.Status.Converged:
+		mark, colour = "✓", green
+	case s.Rollout == cluster.RolloutFailed || len(s.Failing) > 0:
+		mark, colour = "✗", red
+	}
+	name := s.Name
+	if len(name) > width {
+		name = name[:width-1] + "…"
+	}
+	line := fmt.Sprintf("  %s %-*s ", m.app.paint(mark, colour), width, name)
+	if bar {
 		part := 0
 		if s.Status.Desired > 0 {
 			part = min(barWidth, barWidth*s.Status.Ready/s.Status.Desired)
 		} else if s.Status.Converged {
 			part = barWidth
 		}
-		fmt.Fprintf(&b, "  %s %-*s %s%s %s\n", m.app.paint(mark, colour), width, s.Name,
-			m.app.paint(strings.Repeat("━", part), colour), m.app.paint(strings.Repeat("─", barWidth-part), dim), serviceLine(s))
+		line += m.app.paint(strings.Repeat("━", part), colour) + m.app.paint(strings.Repeat("─", barWidth-part), dim) + " "
 	}
-	if m.tail != "" {
-		b.WriteString(m.tail + "\n")
+	if untouched(s) {
+		return line + "waiting"
 	}
-	return tea.NewView(b.String())
+	return line + serviceLine(s)
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -91,7 +92,14 @@ func (a *app) logs(ctx context.Context, target string, f logFlags) error {
 			_ = out.Flush()
 			return followEnd(ctx, f.follow, err)
 		}
-		a.printLine(out, l, f)
+		if a.structured() {
+			err = json.NewEncoder(out).Encode(l)
+		} else {
+			a.printLine(out, l, f)
+		}
+		if err != nil {
+			return err
+		}
 		if f.follow {
 			if err := out.Flush(); err != nil {
 				return nil // the reader of the pipe is gone
@@ -175,14 +183,14 @@ func (a *app) events(ctx context.Context, c *client.Client, o client.EventOption
 		if err != nil {
 			return followEnd(ctx, true, err)
 		}
-		if a.output == "json" {
+		if a.structured() {
 			// One document per line: a program reads it as it comes.
 			if err := a.line(e); err != nil {
 				return err
 			}
 			continue
 		}
-		fmt.Fprintf(a.out, "%s  %-20s %s  %s\n", stamp(e.At), e.Type, e.Subject, e.Message)
+		fmt.Fprintf(a.out, "%s  %-20s %s  %s\n", stamp(e.At), e.Type, e.Subject, clean(e.Message))
 	}
 	return followEnd(ctx, true, ctx.Err())
 }

@@ -93,7 +93,7 @@ func (a *app) up(ctx context.Context, f upFlags) error {
 		}
 		if p.Changed {
 			a.printPlan(p)
-			if err := a.confirm("Deploy this?"); err != nil {
+			if err := a.confirm(ctx, "Deploy this?"); err != nil {
 				return err
 			}
 			req.Plan = p.Hash
@@ -128,6 +128,7 @@ func (a *app) request(ctx context.Context, f upFlags) (api.UpRequest, error) {
 	if err != nil {
 		return api.UpRequest{}, err
 	}
+	a.place = res.Place
 	replicas, err := parseScale(f.scale)
 	return api.UpRequest{Stack: *res.Stack, Message: f.message, Replicas: replicas}, err
 }
@@ -359,7 +360,7 @@ func (a *app) action(act api.Action) string {
 		line += " on " + act.Node
 	}
 	if act.Reason != "" {
-		line += ": " + act.Reason
+		line += ": " + clean(act.Reason)
 	}
 	if act.Kind == api.ActionRefused {
 		return a.paint(line, red)

@@ -274,7 +274,7 @@ func (s *Server) removeImage(ctx context.Context, node, ref string) error {
 		}
 	}
 	if len(on) == 0 {
-		return (resolver{snap: snap}).unknown("image", ref, refs).WithMend("see `baton image ls`")
+		return (resolver{snap: snap}).unknown("image", ref, refs)
 	}
 	nodes = slices.DeleteFunc(nodes, func(n *cluster.Node) bool { return !on[n.Name] })
 	return s.each(nodes, func(_ int, n *cluster.Node, ns agentapi.NodeServices) error {

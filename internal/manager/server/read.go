@@ -225,6 +225,10 @@ func (r reader) serviceState(svc *cluster.Service) api.ServiceState {
 			}
 		case t.Observed == cluster.ObservedPending && s.Reason == "" && t.Reason != "":
 			s.Reason = t.Reason
+		case t.Observed == cluster.ObservedPreparing && s.Reason == "" && t.Reason != "":
+			// Such as an image that is asked for again and again: an "up" that waits must say what for.
+			doc := r.task(t)
+			s.Reason = doc.Label() + ": " + t.Reason
 		}
 	}
 	if svc.Status.Converged {

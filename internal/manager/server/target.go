@@ -287,8 +287,10 @@ func (r resolver) unknown(kind, name string, candidates []string) *api.Error {
 	switch kind {
 	case "stack":
 		return e.WithMend("see `baton ls --stacks` for what there is, or deploy it with `baton up`")
-	case "node":
-		return e.WithMend("see `baton node ls`")
+	case "node", "volume", "image", "secret":
+		return e.WithMend("see `baton %s ls`", kind)
+	case "config":
+		return e.WithMend("see `baton cfg ls`")
 	}
 	return e.WithMend("see `baton ls` and `baton ps`")
 }

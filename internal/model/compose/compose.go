@@ -44,7 +44,13 @@ type Result struct {
 	Stack    *spec.Stack  // valid, with all defaults
 	Warnings []Diagnostic // keys that are not honoured, variables without a value
 	Source   string       // the resolved file in canonical YAML, which loads to the same stack; without the content of secrets
+
+	src *sources
 }
+
+// Place tells where a field of the stack stands, by the path that errors have ("services.web.ports"): of the field, or of what
+// encloses it. The line is 0 when no file has it.
+func (r *Result) Place(path string) (file string, line int) { return r.src.place(composePath(path)) }
 
 // Load reads Compose files. The error is an *Error, or ctx's when it ended.
 func Load(ctx context.Context, o Options) (*Result, error) {
@@ -74,7 +80,7 @@ func Load(ctx context.Context, o Options) (*Result, error) {
 	if err != nil {
 		return nil, fmt.Errorf("writing the resolved file: %w", err)
 	}
-	return &Result{Stack: stack, Warnings: tidy(l.rep.warnings), Source: strings.ReplaceAll(string(source), "$", "$$")}, nil
+	return &Result{Stack: stack, Warnings: tidy(l.rep.warnings), Source: strings.ReplaceAll(string(source), "$", "$$"), src: l.rep.src}, nil
 }
 
 // loading is one call of Load.
