@@ -37,6 +37,7 @@ const (
 	retryMin      = time.Second // after an error that may pass: doubles up to retryMax
 	retryMax      = 30 * time.Second
 	startTriesMax = 5    // of errors other than a missing registry, then the task has failed
+	stuckTries    = 3    // of stopping or cleaning up a task, then users are told
 	notesMax      = 1000 // waiting to be sent; older ones go first
 )
 

@@ -99,10 +99,10 @@ func (l *Loop) NetworkDone(r NetworkResult, now time.Time) {
 		if n.config == r.Config {
 			n.config = nil
 		}
-		return
+	} else {
+		n.done = r.Version
 	}
-	n.done = r.Version
-	if !n.dirty {
-		n.done = n.version
+	if !n.dirty && n.done > 0 {
+		n.done = n.version // updates that came meanwhile brought nothing for the network
 	}
 }

@@ -32,7 +32,8 @@ func hostPorts(s *spec.Service) (ports []hostPort) {
 
 // occupies reports whether something of the task is on the machine, or may be.
 func occupies(t TaskView) bool {
-	return t.Have != nil || t.Local.Attached || t.Local.Busy && !t.Local.Cleaned
+	unsure := t.Local.Busy || !t.Local.RetryAt.IsZero() // under way, or broken off somewhere
+	return t.Have != nil || t.Local.Attached || unsure && !t.Local.Cleaned
 }
 
 func leftOf(tasks []TaskView) left {

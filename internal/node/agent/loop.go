@@ -169,6 +169,9 @@ func (l *Loop) assign(as *agentapi.Assignment, v cluster.Version) {
 		t.local.Passed, t.local.Ready = w.Ready, w.Ready
 		t.local.Cleaned = false
 	}
+	if t.want != nil && t.want.Task.Desired != as.Task.Desired {
+		t.tries, t.local.RetryAt = 0, time.Time{} // what did not work is not what is to be done now
+	}
 	if as.Task.Desired == cluster.DesiredDrain && t.drainVersion == 0 {
 		t.drainVersion = v
 	}
@@ -253,15 +256,8 @@ func (l *Loop) Step(now time.Time) time.Duration {
 	}
 	// A status change can make the next action due at once; three rounds reach every fixed point Step has.
 	for range 3 {
-		tasks := l.sorted()
-		views := make([]TaskView, 0, len(tasks))
-		for _, t := range tasks {
-			v := TaskView{ID: t.id, Want: t.want, Have: t.have, Local: t.local}
-			v.Local.Busy = v.Local.Busy || t.unseen
-			views = append(views, v)
-		}
 		marked := false
-		for _, action := range Step(views, now) {
+		for _, action := range Step(l.views(), now) {
 			t := l.tasks[action.Task]
 			if action.Kind == ActMark {
 				t.local.Status = action.Status
@@ -292,7 +288,9 @@ func (l *Loop) views() []TaskView {
 	tasks := l.sorted()
 	views := make([]TaskView, 0, len(tasks))
 	for _, t := range tasks {
-		views = append(views, TaskView{ID: t.id, Want: t.want, Have: t.have, Local: t.local, Last: t.last})
+		v := TaskView{ID: t.id, Want: t.want, Have: t.have, Local: t.local, Last: t.last}
+		v.Local.Busy = v.Local.Busy || t.unseen
+		views = append(views, v)
 	}
 	return views
 }
@@ -360,12 +358,15 @@ func (l *Loop) Finish(r Result, now time.Time) {
 func (l *Loop) failed(t *task, r Result, now time.Time) {
 	t.tries++
 	t.local.RetryAt = now.Add(min(retryMin<<min(t.tries-1, 6), retryMax))
-	if errors.Is(r.Err, context.Canceled) {
-		t.local.RetryAt = time.Time{}
+	if errors.Is(r.Err, context.Canceled) && (t.want == nil || t.want.Task.Desired >= cluster.DesiredStop) {
+		t.tries, t.local.RetryAt = 0, time.Time{} // broken off by us, for something else
 		return
 	}
 	l.log.Warn("task action did not work", "task", t.id, "action", r.Kind, "try", t.tries, "err", r.Err)
 	if r.Kind != ActStart {
+		if t.tries == stuckTries {
+			l.note(t.id, "task.stuck", fmt.Sprintf("%s of task %s did not work %d times: %v; it is tried again", r.Kind, t.id.Short(), t.tries, r.Err), now)
+		}
 		return
 	}
 	s := t.local.Status
@@ -377,6 +378,9 @@ func (l *Loop) failed(t *task, r Result, now time.Time) {
 		s.Observed, s.Reason = cluster.ObservedRejected, reject.Error()
 	case t.tries >= startTriesMax && !errors.As(r.Err, &pull):
 		s.Observed, s.Reason = cluster.ObservedFailed, fmt.Sprintf("could not be started in %d tries: %v", t.tries, r.Err)
+	}
+	if s.Observed.Terminal() {
+		t.tries, t.local.RetryAt = 0, time.Time{} // its clean-up need not wait
 	}
 	t.local.Status = s
 	l.outbox.status(s)

@@ -55,9 +55,9 @@ func (v *verdict) failed() bool { return v.failures >= max(v.probe.Failures, 1) 
 func (v *verdict) interval() time.Duration {
 	if !v.passed {
 		if v.probe.StartInterval > 0 {
-			return v.probe.StartInterval
+			return max(v.probe.StartInterval, intervalMin)
 		}
-		return min(v.probe.Interval, time.Second)
+		return max(min(v.probe.Interval, time.Second), intervalMin)
 	}
 	return max(v.probe.Interval, intervalMin)
 }
