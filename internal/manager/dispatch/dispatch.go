@@ -129,8 +129,24 @@ func (d *Dispatcher) Follow(delta store.Delta) {
 	d.view.merge(delta)
 	for _, s := range d.connected() {
 		d.view.fill(s)
+		d.refuse(s, d.view.unsendable)
 	}
 	d.acked()
+}
+
+// refuse ends tasks that cannot be sent to their node: nobody else would ever say why they do not start.
+func (d *Dispatcher) refuse(s *Session, list []cluster.Status) {
+	if len(list) == 0 {
+		return
+	}
+	for i := range list {
+		list[i].At = d.cfg.Now()
+	}
+	select {
+	case d.reports <- nodeReport{session: s, node: s.node, report: agentapi.Report{Tasks: list}}:
+	default: // Follow must not wait for the writer; the node's next session tries again
+		d.cfg.Logger.Warn("too many reports wait; tasks that cannot be sent are told of later", "node", s.node, "tasks", len(list))
+	}
 }
 
 // Connect implements agentapi.Connector for agents of the same process. An older session of the node is closed.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -44,7 +45,7 @@ func newWorld(t *testing.T) *world {
 	t.Cleanup(w.cursor.Close)
 	w.put(
 		&cluster.Settings{Meta: cluster.Meta{ID: cluster.SettingsID}, TaskPool: netip.MustParsePrefix("10.0.0.0/16")},
-		&cluster.Node{Meta: cluster.Meta{ID: id('n', 1)}, Name: "n1"}, &cluster.Node{Meta: cluster.Meta{ID: id('n', 2)}, Name: "n2"},
+		&cluster.Node{Meta: cluster.Meta{ID: id('n', 1)}, Name: "n1", Subnet: netip.MustParsePrefix("10.0.0.0/22")}, &cluster.Node{Meta: cluster.Meta{ID: id('n', 2)}, Name: "n2"},
 		&cluster.Service{Meta: cluster.Meta{ID: id('s', 1)}, Name: "web", StackName: "shop", Revision: id('r', 1)},
 		&cluster.Secret{Meta: cluster.Meta{ID: id('k', 1)}, Name: "key", Number: 1, Sealed: []byte("hidden")},
 		&cluster.Volume{Meta: cluster.Meta{ID: id('v', 1)}, Name: "data", Node: id('n', 1)},
@@ -271,6 +272,40 @@ func TestVolumeIsRemovedAfterItsLastUser(t *testing.T) {
 	w.report(s, agentapi.Report{VolumesRemoved: []string{"data"}})
 	if _, ok := w.st.Snapshot().VolumeByName("data"); ok {
 		t.Error("the volume is still stored")
+	}
+}
+
+func TestTaskThatCannotBeSentIsRejected(t *testing.T) {
+	w := newWorld(t)
+	s := w.connect(1)
+	s.Poll()
+	secret, _ := store.Get[*cluster.Secret](w.st.Snapshot(), id('k', 1))
+	var txn store.Txn
+	txn.Delete(secret)
+	if _, err := w.log.Propose(t.Context(), txn); err != nil {
+		t.Fatal(err)
+	}
+	w.put(w.task(1, 1))
+	w.follow()
+	w.d.WriteReports(t.Context())
+	if task := w.stored(1); task.Observed != cluster.ObservedRejected || !strings.Contains(task.Reason, "secret key") {
+		t.Errorf("got %s, %q; want it rejected for its secret", task.Observed, task.Reason)
+	}
+}
+
+func TestNodeWithoutSubnetIsNotConfigured(t *testing.T) {
+	w := newWorld(t)
+	s := w.connect(2)
+	if u, ok := s.Poll(); !ok || u.Node != nil {
+		t.Errorf("got %+v, want no node config yet", u.Node)
+	}
+	node, _ := store.Get[*cluster.Node](w.st.Snapshot(), id('n', 2))
+	c := cluster.Copy(node)
+	c.Subnet = netip.MustParsePrefix("10.0.4.0/22")
+	w.put(c)
+	w.follow()
+	if u, ok := s.Poll(); !ok || u.Node == nil || u.Node.Subnet != c.Subnet {
+		t.Errorf("got %+v, want the subnet", u.Node)
 	}
 }
 

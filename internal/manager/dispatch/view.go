@@ -33,6 +33,9 @@ type view struct {
 	// removing are the volumes that are to go.
 	removing []*cluster.Volume
 
+	// unsendable are the tasks that the last fill could not send, with why.
+	unsendable []cluster.Status
+
 	// touched are the nodes whose tasks changed since the last merge; all is set when everything may have.
 	touched map[cluster.ID][]cluster.ID
 	all     bool
@@ -117,6 +120,7 @@ func (v *view) serviceChanged(s *cluster.Service) {
 // fill posts to a session what it does not know yet.
 func (v *view) fill(s *Session) {
 	u := agentapi.Update{Version: v.snap.Version(), Full: !s.greeted}
+	v.unsendable = nil
 	if !s.greeted || v.all {
 		v.diffAll(s, &u)
 	} else {
@@ -196,6 +200,9 @@ func (v *view) diffTask(s *Session, id cluster.ID, u *agentapi.Update) {
 		a, err := v.assignment(t)
 		if err != nil {
 			v.log.Error("task cannot be sent to its node", "task", id, "err", err)
+			v.unsendable = append(v.unsendable, cluster.Status{
+				Task: id, Observed: cluster.ObservedRejected, Reason: "cannot be sent to its node: " + err.Error(),
+			})
 			return
 		}
 		s.sent[id] = sentTask{desired: t.Desired}
@@ -207,8 +214,8 @@ func (v *view) diffTask(s *Session, id cluster.ID, u *agentapi.Update) {
 func (v *view) nodeConfig(id cluster.ID) (agentapi.NodeConfig, bool) {
 	node, ok := store.Get[*cluster.Node](v.snap, id)
 	settings, found := store.Get[*cluster.Settings](v.snap, cluster.SettingsID)
-	if !ok || !found {
-		return agentapi.NodeConfig{}, false
+	if !ok || !found || !node.Subnet.IsValid() {
+		return agentapi.NodeConfig{}, false // the planners give it a subnet in a moment
 	}
 	return agentapi.NodeConfig{Subnet: node.Subnet, TaskPool: settings.TaskPool, ServicePool: settings.ServicePool}, true
 }
