@@ -110,10 +110,15 @@ func Serve(ctx context.Context, cfg Config) error {
 	if cfg.Ready != nil {
 		cfg.Ready(socket)
 	}
-	// The agent stops first: what it still reports finds a manager.
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return m.Run(ctx, listener) })
-	g.Go(func() error { return n.Run(ctx, m.Connector()) })
+	// The agent stops first, so that what it still hands over finds a manager that writes it.
+	g, gctx := errgroup.WithContext(ctx)
+	mctx, stopManager := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopManager()
+	g.Go(func() error { return m.Run(mctx, listener) })
+	g.Go(func() error {
+		defer stopManager()
+		return n.Run(gctx, m.Connector())
+	})
 	return errors.Join(g.Wait(), n.Close(context.WithoutCancel(ctx)))
 }
 
@@ -232,8 +237,29 @@ func identify(dir, name string) (identityFile, error) {
 	if err != nil {
 		return self, err
 	}
-	if err := os.WriteFile(path+".new", append(data, '\n'), 0o644); err != nil {
-		return self, err
+	if err := writeDurably(path, append(data, '\n')); err != nil {
+		return self, fmt.Errorf("write %s: %w", path, err)
 	}
-	return self, os.Rename(path+".new", path)
+	return self, nil
+}
+
+// writeDurably replaces a file; after a power cut it is the old one or the whole new one. A node that forgot who it is would
+// not find its own state any more.
+func writeDurably(path string, data []byte) error {
+	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }
