@@ -338,5 +338,6 @@ func (a *app) nodeCmd() *cobra.Command {
 		},
 	}
 	cmd.AddCommand(ls, inspect, label)
+	cmd.AddCommand(a.availabilityCmds()...)
 	return cmd
 }
