@@ -22,6 +22,9 @@ import (
 // leftoversDir remembers the machines of a run, so that the next one can clean up after a killed one.
 const leftoversDir = "/run/baton-e2e"
 
+// lock keeps other runs out for as long as this process lives.
+var lock *os.File
+
 // binary is bin/baton; images is where its images lie.
 var binary, images string
 
@@ -53,7 +56,10 @@ func prepare() error {
 	if err := os.MkdirAll(leftoversDir, 0o700); err != nil {
 		return err
 	}
-	old, err := filepath.Glob(filepath.Join(leftoversDir, "*"))
+	if err := alone(); err != nil {
+		return err
+	}
+	old, err := filepath.Glob(filepath.Join(leftoversDir, "m*"))
 	if err != nil {
 		return err
 	}
@@ -63,17 +69,39 @@ func prepare() error {
 	return nil
 }
 
+// alone waits until no other run uses leftoversDir: what it has there would look like leftovers. The lock goes with the
+// process.
+func alone() error {
+	f, err := os.OpenFile(filepath.Join(leftoversDir, "lock"), os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
+		lock = f
+		return nil
+	}
+	log.Print("e2e: another run of these tests is under way; waiting for its end")
+	lock = f
+	return syscall.Flock(int(f.Fd()), syscall.LOCK_EX)
+}
+
 // sweep removes what a killed run left of one machine: its server, by the pid that it wrote, and everything under its
 // data directory.
 func sweep(dir string) {
+	data := filepath.Join(dir, "data")
 	if pid, err := os.ReadFile(filepath.Join(dir, "pid")); err == nil {
-		if n, err := strconv.Atoi(strings.TrimSpace(string(pid))); err == nil && isBaton(n) {
+		if n, err := strconv.Atoi(strings.TrimSpace(string(pid))); err == nil && serves(n, data) {
 			_ = syscall.Kill(n, syscall.SIGKILL)
+			for range 100 { // its lock goes with it
+				if !serves(n, data) {
+					break
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
 		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	data := filepath.Join(dir, "data")
 	if _, err := os.Stat(filepath.Join(data, "node.json")); err == nil {
 		out, err := exec.CommandContext(ctx, binary, "reset", "--data-dir", data, "--yes").CombinedOutput()
 		if err != nil {
@@ -84,8 +112,8 @@ func sweep(dir string) {
 	_ = os.RemoveAll(dir)
 }
 
-// isBaton guards against a pid that somebody else has by now.
-func isBaton(pid int) bool {
-	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-	return err == nil && strings.TrimSuffix(exe, " (deleted)") == binary
+// serves guards against a pid that somebody else has by now.
+func serves(pid int, data string) bool {
+	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return err == nil && strings.Contains(string(cmdline), "\x00--data-dir\x00"+data+"\x00")
 }

@@ -224,7 +224,7 @@ func DescribeExit(e cluster.Exit) string {
 	case e.OOM:
 		return fmt.Sprintf("out of memory: the kernel killed it at its memory limit (OOM), exit code %d", e.Code)
 	case e.Unknown:
-		return "ended unseen; its exit code is not known"
+		return "ended unseen, its exit code is not known: the machine restarted, or its shim was killed"
 	case e.Signal != "":
 		return fmt.Sprintf("killed by %s, exit code %d", e.Signal, e.Code)
 	}
