@@ -6,6 +6,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log"
@@ -109,7 +110,9 @@ func sweep(dir string) {
 		}
 	}
 	removeNamespaces(dir)
-	_ = os.RemoveAll(dir)
+	if err := errors.Join(unmountBelow(dir), os.RemoveAll(dir)); err != nil {
+		log.Printf("e2e: leftovers in %s: %v", dir, err)
+	}
 }
 
 // serves guards against a pid that somebody else has by now.

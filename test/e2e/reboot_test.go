@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -74,10 +75,8 @@ func (m *machine) reboot() {
 		return nil
 	})
 	removeNamespaces(m.dir)
-	for _, path := range mountsBelow(m.t, m.data, run) {
-		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
-			m.t.Fatalf("unmount %s: %v", path, err)
-		}
+	if err := unmountBelow(m.data, run); err != nil {
+		m.t.Fatal(err)
 	}
 	if err := os.RemoveAll(run); err != nil {
 		m.t.Fatal(err)
@@ -126,21 +125,25 @@ func (m *machine) processes(run string) []int {
 	return out
 }
 
-// mountsBelow lists the mounts below directories, innermost first.
-func mountsBelow(t *testing.T, dirs ...string) []string {
-	t.Helper()
+// unmountBelow takes away the mounts below directories, innermost first.
+func unmountBelow(dirs ...string) error {
 	data, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
-	var out []string
+	var paths []string
 	for line := range strings.SplitSeq(string(data), "\n") {
 		fields := strings.Fields(line)
 		for _, d := range dirs {
 			if len(fields) > 1 && strings.HasPrefix(fields[1], d+"/") {
-				out = append([]string{fields[1]}, out...)
+				paths = append(paths, fields[1])
 			}
 		}
 	}
-	return out
+	for _, path := range slices.Backward(paths) {
+		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmount %s: %w", path, err)
+		}
+	}
+	return nil
 }
