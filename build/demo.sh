@@ -97,7 +97,7 @@ Then try:
 
   curl $url/api/products                 # rows from PostgreSQL
   baton ls                                # services
-  baton ps backend                        # its tasks
+  baton ps -a backend                     # its tasks, past ones too
   baton logs -f backend                   # logs of all replicas
   baton scale frontend=4
   baton why backend                       # why its tasks are where and as they are

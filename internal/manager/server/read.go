@@ -258,8 +258,8 @@ func ending(t *cluster.Task) string {
 			b.WriteString(", exit code " + strconv.Itoa(x.Code))
 		}
 	}
-	if t.Reason != "" {
-		b.WriteString(": " + t.Reason)
+	if t.Reason != "" && (t.Exit == nil || t.Reason != "exited with code "+strconv.Itoa(t.Exit.Code)) {
+		b.WriteString(": " + t.Reason) // what is more than the code again
 	}
 	return b.String()
 }

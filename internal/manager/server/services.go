@@ -143,12 +143,18 @@ func (s *Server) restart(ctx context.Context, stack, name string) (api.ServiceRe
 
 func (s *Server) listTasks(stack, name string, all bool) ([]api.Task, error) {
 	snap := s.cfg.Store.Snapshot()
-	keep := func(t *cluster.Task) bool { return all || !past(t) }
 	r := reader{snap}
 	st, err := optionalStack(snap, stack)
 	if err != nil {
 		return nil, err
 	}
+	empty := map[cluster.ID]bool{}
+	if !all {
+		for _, svc := range r.services(st) {
+			r.lastOfEmptySlots(svc, empty)
+		}
+	}
+	keep := func(t *cluster.Task) bool { return all || !past(t) || empty[t.ID] }
 	if name == "" {
 		return r.tasks(keep, r.services(st)), nil
 	}
@@ -167,6 +173,28 @@ func (s *Server) listTasks(stack, name string, all bool) ([]api.Task, error) {
 	return r.tasks(func(task *cluster.Task) bool {
 		return task.ID == t.task.ID || keep(task) && t.slot > 0 && task.Slot == t.slot
 	}, []*cluster.Service{t.service}), nil
+}
+
+// lastOfEmptySlots finds the failed tasks that wait for their replacement: without them a service in a crash loop would look as
+// if it had nothing at all between two attempts.
+func (r reader) lastOfEmptySlots(svc *cluster.Service, out map[cluster.ID]bool) {
+	if svc.Status.Converged || svc.Removing {
+		return
+	}
+	last := map[int]*cluster.Task{}
+	for t := range r.snap.TasksByService(svc.ID) {
+		if t.Slot < 1 || t.Slot > svc.Status.Desired {
+			continue
+		}
+		if l := last[t.Slot]; l == nil || past(l) && (!past(t) || t.Ended.After(l.Ended)) {
+			last[t.Slot] = t
+		}
+	}
+	for _, t := range last {
+		if past(t) && (t.Observed == cluster.ObservedFailed || t.Observed == cluster.ObservedRejected || t.Observed == cluster.ObservedLost) {
+			out[t.ID] = true
+		}
+	}
 }
 
 func (s *Server) listReleases(stack string) ([]api.Release, error) {
