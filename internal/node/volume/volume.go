@@ -205,10 +205,19 @@ func (s *Store) write(name string, r record) error {
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("volume %s: %w", name, err)
 	}
-	if err := os.Rename(path+".new", path); err != nil {
+	// The name lasts only once its directory is on disk: a used volume whose record is lost could be filled over.
+	if err := errors.Join(os.Rename(path+".new", path), syncDir(filepath.Dir(path))); err != nil {
 		return fmt.Errorf("volume %s: %w", name, err)
 	}
 	return nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 func isEmpty(dir string) (bool, error) {
