@@ -11,6 +11,7 @@ import (
 	"go.uber.org/goleak"
 
 	"baton/client/api"
+	"baton/internal/manager/store"
 	"baton/internal/model/cluster"
 )
 
@@ -129,6 +130,23 @@ func TestUpJSON(t *testing.T) {
 	}
 	if last["type"] != "end" || last["state"] != "complete" {
 		t.Errorf("last line: %v", last)
+	}
+}
+
+// A service on a volume for one task at a time is not scaled.
+func TestScaleOfASingleWriterIsRefused(t *testing.T) {
+	c := newCluster(t, true)
+	write(t, "compose.yaml", "name: s\nservices: {db: {image: a:1, volumes: [\"data:/data\"]}}\nvolumes: {data: {}}\n")
+	c.want(0, "up", "-y")
+	_, errOut, code := c.run("", "scale", "db=2")
+	if code != api.ExitRefused {
+		t.Errorf("exit code %d, want %d\n%s", code, api.ExitRefused, errOut)
+	}
+	contains(t, errOut, "volume s_data", "access: shared")
+	for s := range store.All[*cluster.Service](c.store.Snapshot()) {
+		if s.Replicas != 1 {
+			t.Errorf("the service has %d replicas, want 1", s.Replicas)
+		}
 	}
 }
 

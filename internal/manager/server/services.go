@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -122,6 +123,10 @@ func (s *Server) scale(ctx context.Context, stack, name string, replicas int) (a
 		if rev != nil && rev.Spec.Mode == spec.Global {
 			return "", "", api.Errorf(api.CodeInvalid, "service %s is global: it has one task on each node", c.Name).WithMend("set `deploy.mode: replicated` in the file to scale it")
 		}
+		if vol := singleWriter(snap, rev); vol != "" && replicas > 1 {
+			return "", "", api.Errorf(api.CodeRefused, "service %s writes to volume %s, which one task at a time may use: it cannot have %d", c.Name, vol, replicas).
+				WithMend("set `x-storage: {access: shared}` on the volume if the program can share it")
+		}
 		if c.Replicas == replicas {
 			return "", "", nil
 		}
@@ -130,6 +135,19 @@ func (s *Server) scale(ctx context.Context, stack, name string, replicas int) (a
 		c.Status.Converged = false
 		return "service.scaled", fmt.Sprintf("service %s was scaled from %d to %d", c.Name, old, replicas), nil
 	})
+}
+
+// singleWriter names a volume of the revision that one task at a time may use, if there is one.
+func singleWriter(snap store.Snapshot, rev *cluster.Revision) string {
+	if rev == nil {
+		return ""
+	}
+	for _, key := range slices.Sorted(maps.Keys(rev.Volumes)) {
+		if vol, ok := store.Get[*cluster.Volume](snap, rev.Volumes[key]); ok && vol.SingleWriter {
+			return vol.Name
+		}
+	}
+	return ""
 }
 
 func (s *Server) restart(ctx context.Context, stack, name string) (api.ServiceResult, error) {
