@@ -38,6 +38,8 @@ type NodeDescription struct {
 	Memory   spec.Bytes    `json:"memory"`
 	Version  string        `json:"version"`
 	Kernel   string        `json:"kernel,omitempty"`
+	// MeshKey is the node's current WireGuard public key in base64; the private one never leaves the node.
+	MeshKey string `json:"meshKey,omitempty"`
 	// Images lists the normalised references that are present, for placement by locality; bounded.
 	Images []string `json:"images,omitempty"`
 }
@@ -314,7 +316,20 @@ type Settings struct {
 	TaskPool    netip.Prefix `json:"taskPool"`
 	ServicePool netip.Prefix `json:"servicePool"`
 	NodeBits    int          `json:"nodeBits"` // prefix length of a node's subnet
+	// Mesh and MeshPort say how the nodes' subnets are connected; chosen when the cluster is founded.
+	Mesh     Mesh   `json:"mesh,omitempty"`
+	MeshPort uint16 `json:"meshPort,omitempty"`
 }
+
+// Mesh is how packets go from a node's tasks to those of another.
+type Mesh string
+
+// The meshes.
+const (
+	MeshWireGuard Mesh = "wireguard" // encrypted; the default
+	MeshVXLAN     Mesh = "vxlan"     // for networks that are trusted
+	MeshRouted    Mesh = "routed"    // plain routes, for nodes on one link
+)
 
 // SettingsID is the id of the one Settings object.
 var SettingsID = ID{0: 1}

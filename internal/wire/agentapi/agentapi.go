@@ -92,8 +92,21 @@ type Network struct {
 	Internal bool       `json:"internal,omitempty"`
 }
 
+// Peer is a node as the mesh of the others must know it.
+type Peer struct {
+	Node   cluster.ID   `json:"node"`
+	Name   string       `json:"name"`
+	Subnet netip.Prefix `json:"subnet"` // its tasks' addresses; the first one is the node's own
+	// Endpoint is where its mesh is reached: the underlay address, and the UDP port (none with the routed mesh).
+	Endpoint netip.AddrPort `json:"endpoint"`
+	// Key is its WireGuard public key in base64; empty with the other meshes.
+	Key string `json:"key,omitempty"`
+}
+
 // NetworkState is the whole of what a node's network must show. It is applied as a whole; the node works out the difference.
 type NetworkState struct {
+	// Peers are all nodes that have a place in the mesh, the receiver included, sorted by id.
+	Peers    []Peer    `json:"peers,omitempty"`
 	Networks []Network `json:"networks,omitempty"`
 	Services []Service `json:"services,omitempty"`
 	Members  []Member  `json:"members,omitempty"`
@@ -114,11 +127,15 @@ type Update struct {
 	Node *NodeConfig `json:"node,omitempty"`
 }
 
-// NodeConfig is what a node must know of itself.
+// NodeConfig is what a node must know of itself. It stays comparable.
 type NodeConfig struct {
 	Subnet      netip.Prefix `json:"subnet"`
 	TaskPool    netip.Prefix `json:"taskPool"`
 	ServicePool netip.Prefix `json:"servicePool"`
+	// Mesh is how the nodes' subnets are connected; empty while the cluster has one node and no mesh.
+	Mesh cluster.Mesh `json:"mesh,omitempty"`
+	// MeshPort is the UDP port of WireGuard and VXLAN, the same on all nodes.
+	MeshPort uint16 `json:"meshPort,omitempty"`
 }
 
 // Report is what an agent sends.
