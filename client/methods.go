@@ -115,6 +115,32 @@ func (c *Client) Node(ctx context.Context, name string) (api.Node, error) {
 	return get[api.Node](ctx, c, path("nodes", name), nil)
 }
 
+// RemoveNode takes a node out of the cluster. One that is connected, or has tasks, needs force.
+func (c *Client) RemoveNode(ctx context.Context, name string, force bool) error {
+	_, err := send[struct{}](ctx, c, http.MethodDelete, path("nodes", name), query{}.set("force", force), nil)
+	return err
+}
+
+// Cluster reads how the cluster as a whole is.
+func (c *Client) Cluster(ctx context.Context) (api.Cluster, error) {
+	return get[api.Cluster](ctx, c, path("cluster"), nil)
+}
+
+// RotateAuthority begins to replace the cluster's certificate authority. Cluster tells how far it has come.
+func (c *Client) RotateAuthority(ctx context.Context) (api.Cluster, error) {
+	return send[api.Cluster](ctx, c, http.MethodPost, path("cluster", "authority", "rotate"), nil, struct{}{})
+}
+
+// Tokens lists the join tokens.
+func (c *Client) Tokens(ctx context.Context) ([]api.JoinToken, error) {
+	return get[[]api.JoinToken](ctx, c, path("tokens"), nil)
+}
+
+// MakeToken makes a join token.
+func (c *Client) MakeToken(ctx context.Context, req api.TokenRequest) (api.JoinToken, error) {
+	return send[api.JoinToken](ctx, c, http.MethodPost, path("tokens"), nil, req)
+}
+
 // PatchNode changes a node's availability or labels.
 func (c *Client) PatchNode(ctx context.Context, name string, p api.NodePatch) (api.Node, error) {
 	return send[api.Node](ctx, c, http.MethodPatch, path("nodes", name), nil, p)

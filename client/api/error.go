@@ -27,6 +27,8 @@ const (
 	CodeMethod      Code = "not_allowed"  // the path exists, the method does not
 	CodeTimeout     Code = "timeout"      // it took too long
 	CodeStoreFull   Code = "storage_full" // the manager's disk is full: writes are refused
+	// CodeUnauthorized means that the caller did not show who it is.
+	CodeUnauthorized Code = "unauthorized"
 )
 
 // Error is how the API says that something went wrong: a problem document (RFC 9457) with a stable code and the mend.
@@ -86,6 +88,8 @@ func (e *Error) At(where string) *Error {
 // Status is the HTTP status that goes with a code.
 func (c Code) Status() int {
 	switch c {
+	case CodeUnauthorized:
+		return http.StatusUnauthorized
 	case CodeInvalid:
 		return http.StatusUnprocessableEntity
 	case CodeNotFound:

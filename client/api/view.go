@@ -105,6 +105,8 @@ type NodePatch struct {
 	Availability *cluster.Availability `json:"availability,omitempty" enum:"active,pause,drain"`
 	// Labels are set; an empty value removes the label.
 	Labels map[string]string `json:"labels,omitempty"`
+	// Manager makes the node a manager, or a worker.
+	Manager *bool `json:"manager,omitempty"`
 }
 
 // Node is a node with what runs there.

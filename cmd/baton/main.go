@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"baton/internal/cli"
+	"baton/internal/model/cluster"
 	"baton/internal/node/runtime"
 	"baton/internal/process"
 )
@@ -31,7 +32,10 @@ func main() {
 }
 
 func serve(ctx context.Context, o cli.ServerOptions) error {
-	return process.Serve(ctx, process.Config{DataDir: o.DataDir, Name: o.Name, Logger: logger(os.Stderr, o.LogLevel), Ready: o.Ready})
+	return process.Serve(ctx, process.Config{
+		DataDir: o.DataDir, Name: o.Name, Join: o.Join, Listen: o.Listen, Advertise: o.Advertise, Mesh: cluster.Mesh(o.Mesh),
+		Logger: logger(os.Stderr, o.LogLevel), Ready: o.Ready,
+	})
 }
 
 func reset(ctx context.Context, o cli.ResetOptions) error {

@@ -23,6 +23,11 @@ type ServerOptions struct {
 	DataDir  string // default /var/lib/baton
 	Name     string // default: the host's
 	LogLevel slog.Level
+	// Join is TOKEN@HOST:PORT of the cluster to join; empty: found one, or go on.
+	Join string
+	// Listen and Advertise are where the node's port listens and how others reach it.
+	Listen, Advertise string
+	Mesh              string // of a new cluster
 	// Ready is called once the server answers, with the path of its socket.
 	Ready func(socket string)
 }
@@ -210,12 +215,12 @@ Give it the Compose file you already own:
 	f.DurationVar(&a.timeout, "timeout", 0, "how long to wait at most, like 90s or 5m (exit code 4; what was begun goes on)")
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return a.checkFlags() }
 	root.AddGroup(&cobra.Group{ID: "deploy", Title: "Deploy:"}, &cobra.Group{ID: "look", Title: "Look:"},
-		&cobra.Group{ID: "act", Title: "Act:"}, &cobra.Group{ID: "keep", Title: "Manage:"}, &cobra.Group{ID: "node", Title: "Nodes:"})
+		&cobra.Group{ID: "act", Title: "Act:"}, &cobra.Group{ID: "keep", Title: "Manage:"}, &cobra.Group{ID: "node", Title: "Nodes and clusters:"})
 	a.add(root, "deploy", a.upCmd(), a.downCmd(), a.planCmd(), a.configCmd(), a.releasesCmd(), a.rollbackCmd())
 	a.add(root, "look", a.lsCmd(), a.psCmd(), a.statusCmd(), a.whyCmd(), a.logsCmd(), a.eventsCmd(), a.statsCmd())
 	a.add(root, "act", a.execCmd(), a.scaleCmd(), a.restartCmd())
 	a.add(root, "keep", a.secretCmd(), a.cfgCmd(), a.volumeCmd(), a.imageCmd())
-	a.add(root, "node", a.serverCmd(), a.resetCmd(), a.nodeCmd())
+	a.add(root, "node", a.serverCmd(), a.initCmd(), a.joinCmd(), a.resetCmd(), a.nodeCmd(), a.tokenCmd(), a.clusterCmd())
 	root.AddCommand(a.versionCmd())
 	return root
 }

@@ -14,33 +14,49 @@ import (
 )
 
 func (a *app) serverCmd() *cobra.Command {
+	return a.runCmd(&cobra.Command{
+		Use: "server", Args: cobra.NoArgs,
+		Short: "Run a node, which is a cluster by itself",
+		Long: `Run a whole node under one directory: manager and worker. On its first start it founds a cluster of one machine; others
+join it with the lines that "baton token ls" prints. Later it goes on as what it is, manager or worker.
+Its API is at DIR/baton.sock, for root and the group baton. The other nodes reach it on one TCP port (API, log and
+sessions, all with mutual TLS) and on the UDP port of the same number (mesh).
+Two nodes with different directories on one machine do not disturb each other.`,
+		Example: `  sudo baton server
+  sudo baton server --data-dir /srv/baton --name n1 --advertise 10.0.0.1`,
+	}, func(*cobra.Command, []string, *ServerOptions) error { return nil })
+}
+
+// runCmd makes a command that runs a node; prepare looks at its arguments.
+func (a *app) runCmd(cmd *cobra.Command, prepare func(*cobra.Command, []string, *ServerOptions) error) *cobra.Command {
 	if a.hooks.Server == nil {
 		return nil
 	}
 	var o ServerOptions
 	var level string
-	cmd := &cobra.Command{
-		Use: "server", Args: cobra.NoArgs,
-		Short: "Run a node, which is a cluster by itself",
-		Long: `Run a whole node under one directory: manager and worker. Its API is at DIR/baton.sock, for root and the group baton.
-Two nodes with different directories on one machine do not disturb each other.`,
-		Example: `  sudo baton server
-  sudo baton server --data-dir /srv/baton --name n1`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := o.LogLevel.UnmarshalText([]byte(level)); err != nil {
-				return api.Errorf(api.CodeInvalid, "unknown log level %q", level).WithMend("use debug, info, warn or error")
-			}
-			ctx := cmd.Context()
-			err := a.hooks.Server(ctx, o)
-			if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
-				return nil // told to end, and did
-			}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := o.LogLevel.UnmarshalText([]byte(level)); err != nil {
+			return api.Errorf(api.CodeInvalid, "unknown log level %q", level).WithMend("use debug, info, warn or error")
+		}
+		if err := prepare(cmd, args, &o); err != nil {
 			return err
-		},
+		}
+		ctx := cmd.Context()
+		err := a.hooks.Server(ctx, o)
+		if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
+			return nil // told to end, and did
+		}
+		return err
 	}
-	cmd.Flags().StringVar(&o.DataDir, "data-dir", dataDir(), "where everything is kept (BATON_DATA_DIR)")
-	cmd.Flags().StringVar(&o.Name, "name", "", "name of the node (default: the host's)")
-	cmd.Flags().StringVar(&level, "log-level", slog.LevelInfo.String(), "debug, info, warn or error")
+	f := cmd.Flags()
+	f.StringVar(&o.DataDir, "data-dir", dataDir(), "where everything is kept (BATON_DATA_DIR)")
+	f.StringVar(&o.Name, "name", "", "name of the node (default: the host's)")
+	f.StringVar(&o.Listen, "listen", "", "where the port listens, HOST:PORT or :PORT (default: the first free one from 7701 on)")
+	f.StringVar(&o.Advertise, "advertise", "", "IP address by which other nodes reach this one (default: the one this machine reaches them from)")
+	f.StringVar(&level, "log-level", slog.LevelInfo.String(), "debug, info, warn or error")
+	if cmd.Name() != "join" {
+		f.StringVar(&o.Mesh, "mesh", "wireguard", "how the nodes of a new cluster are connected: wireguard, vxlan or routed")
+	}
 	return cmd
 }
 

@@ -338,6 +338,6 @@ func (a *app) nodeCmd() *cobra.Command {
 		},
 	}
 	cmd.AddCommand(ls, inspect, label)
-	cmd.AddCommand(a.availabilityCmds()...)
+	cmd.AddCommand(append(a.availabilityCmds(), a.roleCmds()...)...)
 	return cmd
 }

@@ -1,12 +1,14 @@
 // Package process is the running binary: it owns the data directory, starts a node and, on managers, the manager wing, and
-// stops them in the right order.
+// stops them in the right order. It makes a machine a member of a cluster and keeps it one: certificates, the managers'
+// addresses, and which wing runs here follow what the managers say.
 //
 // Layout of the data directory:
 //
 //	DIR/lock          held while a process runs on the directory
-//	DIR/node.json     the node's id and name, made at the first start
-//	DIR/baton.sock    the API, for root and group "baton"
-//	DIR/manager/      store, log and keys (package manager)
+//	DIR/node.json     the node's id, name, role and the managers' addresses
+//	DIR/identity/     the node's key and certificate, and whom it trusts (package transport)
+//	DIR/baton.sock    the API, for root and group "baton"; on managers
+//	DIR/manager/      store, log and keys (package manager); on managers
 //	DIR/bin/          the unpacked container runtime (package bundle)
 //	DIR/containerd/ tasks/ logs/  containers (package runtime)
 //	DIR/network/ volumes/ files/  (packages of the same names)
@@ -19,26 +21,25 @@ package process
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"regexp"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"baton/internal/manager/manager"
-	"baton/internal/manager/server"
 	"baton/internal/model/cluster"
 	"baton/internal/node/network"
 	"baton/internal/node/node"
 	"baton/internal/node/runtime"
+	"baton/internal/node/uplink"
 	"baton/internal/wire/agentapi"
+	"baton/internal/wire/transport"
 )
 
 // Version is the version of the binary, set by the linker.
@@ -51,18 +52,33 @@ const DataDirDefault = "/var/lib/baton"
 type Config struct {
 	DataDir string // default DataDirDefault
 	Name    string // of the node; default its hostname, and later the name of the first start
-	Logger  *slog.Logger
-	// Ready, when not nil, is called with the socket's path once the API answers.
+	// Join is TOKEN@HOST:PORT of a cluster to join; empty: found one, or go on as what the node is.
+	Join string
+	// Listen is where the port listens (HOST:PORT), Advertise the IP address by which other nodes reach it. Defaults: the
+	// first free port from transport.PortDefault on; the address from which this machine reaches the others.
+	Listen, Advertise string
+	// Mesh is how the nodes of a new cluster are connected; default cluster.MeshWireGuard.
+	Mesh   cluster.Mesh
+	Logger *slog.Logger
+	// Ready, when not nil, is called once the node runs, with the socket's path when it is a manager's, else "".
 	Ready func(socket string)
 }
 
-// identityFile is what DIR/node.json holds.
-type identityFile struct {
-	ID   cluster.ID `json:"id"`
-	Name string     `json:"name"`
+// process is a running server.
+type process struct {
+	cfg   Config
+	dir   string
+	self  *self
+	creds *transport.Files
+	log   *slog.Logger
+
+	node    atomic.Pointer[node.Node]
+	manager atomic.Pointer[manager.Manager]
+	uplink  *uplink.Uplink
+	news    chan agentapi.Membership // the latest that was not read yet
 }
 
-// Serve runs a whole node, which is its cluster's manager, until ctx ends.
+// Serve runs a whole node, which founds a cluster or joins one on its first start, until ctx ends.
 func Serve(ctx context.Context, cfg Config) error {
 	if err := preflight(); err != nil {
 		return err
@@ -76,50 +92,97 @@ func Serve(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer unlock()
-	self, err := identify(dir, cfg.Name)
-	if err != nil {
+	switch cfg.Mesh {
+	case "", cluster.MeshWireGuard, cluster.MeshVXLAN, cluster.MeshRouted:
+	default:
+		return fmt.Errorf("mesh %q: use wireguard, vxlan or routed", cfg.Mesh)
+	}
+	p := &process{cfg: cfg, dir: dir, news: make(chan agentapi.Membership, 1)}
+	if p.self, err = identify(dir, cfg.Name); err != nil {
 		return err
 	}
-	log := cfg.Logger.With("node", self.Name)
-	var n *node.Node
-	m, err := manager.Open(ctx, manager.Config{
-		Dir: filepath.Join(dir, "manager"), NodeID: self.ID, NodeName: self.Name, ClusterName: "default", Version: Version,
-		Pools: func() (tasks, services netip.Prefix, err error) {
-			taken, err := network.Taken("")
-			if err != nil {
-				return tasks, services, err
-			}
-			return network.ChoosePools(taken)
-		},
-		Nodes:  func(id cluster.ID) (agentapi.NodeServices, bool) { return n, id == self.ID },
-		Logger: log,
+	p.log = cfg.Logger.With("node", p.self.get().Name)
+	if err := p.self.place(cfg.Listen, cfg.Advertise); err != nil {
+		return err
+	}
+	if p.creds, err = transport.OpenFiles(filepath.Join(dir, "identity")); err != nil {
+		return err
+	}
+	if err := p.enter(ctx); err != nil {
+		return err
+	}
+	return p.run(ctx)
+}
+
+// run starts what this node's role asks for, and follows changes of it.
+func (p *process) run(ctx context.Context) error {
+	f := p.self.get()
+	p.uplink = uplink.New(uplink.Config{
+		Node: f.ID, Dialer: &transport.Dialer{Network: transport.TCP{}, Credentials: p.creds}, Logger: p.log,
+		Managers: func() []agentapi.Manager { return append([]agentapi.Manager(nil), p.self.get().Managers...) },
+		Services: p.services,
 	})
-	if err != nil {
-		return err
-	}
-	n, err = node.Open(ctx, node.Config{Dir: dir, ID: self.ID, Name: self.Name, Version: Version, Logger: log})
-	if err != nil {
-		return errors.Join(err, m.Close())
-	}
-	socket := filepath.Join(dir, "baton.sock")
-	listener, err := server.ListenUnix(socket)
-	if err != nil {
-		return errors.Join(err, n.Close(ctx), m.Close())
-	}
-	log.Info("ready", "socket", socket, "data", dir, "version", Version)
-	if cfg.Ready != nil {
-		cfg.Ready(socket)
-	}
 	// The agent stops first, so that what it still hands over finds a manager that writes it.
+	wing := &managing{process: p}
+	if f.Role == transport.RoleManager {
+		if err := wing.start(ctx); err != nil {
+			return err
+		}
+	}
+	n, err := node.Open(ctx, node.Config{Dir: p.dir, ID: f.ID, Name: f.Name, Version: Version, Member: p.describe, Logger: p.log})
+	if err != nil {
+		return errors.Join(err, wing.stop())
+	}
+	p.node.Store(n)
+	p.log.Info("ready", "data", p.dir, "version", Version, "role", f.Role, "listen", f.listen())
+	if p.cfg.Ready != nil {
+		p.cfg.Ready(wing.socket())
+	}
 	g, gctx := errgroup.WithContext(ctx)
-	mctx, stopManager := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopManager()
-	g.Go(func() error { return m.Run(mctx, listener) })
-	g.Go(func() error {
-		defer stopManager()
-		return n.Run(gctx, m.Connector())
-	})
-	return errors.Join(g.Wait(), n.Close(context.WithoutCancel(ctx)))
+	g.Go(func() error { return n.Run(gctx, uplink.Beating{Inner: p, Membership: p.learn}) })
+	g.Go(func() error { return p.follow(gctx, wing) })
+	return errors.Join(g.Wait(), wing.stop(), n.Close(context.WithoutCancel(ctx)))
+}
+
+// services are what managers may use of this node; nil while it is not up.
+func (p *process) services() agentapi.NodeServices {
+	if n := p.node.Load(); n != nil {
+		return n
+	}
+	return nil
+}
+
+// Connect implements agentapi.Connector: to the manager of this process if there is one that leads or reaches the leader, else
+// to another one.
+func (p *process) Connect(ctx context.Context, h agentapi.Hello) (agentapi.Session, error) {
+	var own error
+	if m := p.manager.Load(); m != nil {
+		s, err := m.Connector().Connect(ctx, h)
+		if err == nil || ctx.Err() != nil {
+			return s, err
+		}
+		own = fmt.Errorf("own manager: %w", err)
+	}
+	s, err := p.uplink.Connect(ctx, h)
+	if err != nil && own != nil {
+		return nil, errors.Join(own, err)
+	}
+	return s, err
+}
+
+// learn takes what a manager says of the cluster; only the latest counts.
+func (p *process) learn(m agentapi.Membership) {
+	for {
+		select {
+		case p.news <- m:
+			return
+		default:
+		}
+		select {
+		case <-p.news:
+		default:
+		}
+	}
 }
 
 // Reset ends everything that a server left running under a data directory (containers, containerd, links, rules, mounts)
@@ -147,7 +210,8 @@ func Reset(ctx context.Context, dataDir string, wipe bool, log *slog.Logger) err
 	if err != nil {
 		return err
 	}
-	cfg := node.Config{Dir: dir, ID: self.ID, Name: self.Name, Logger: log}
+	f := self.get()
+	cfg := node.Config{Dir: dir, ID: f.ID, Name: f.Name, Logger: log}
 	err = errors.Join(
 		runtime.RemoveAll(ctx, dir, ""),
 		network.RemoveAll(ctx, node.NetworkConfig(cfg)),
@@ -202,64 +266,4 @@ func lock(dir string) (unlock func(), err error) {
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
 	return func() { _ = f.Close() }, nil // closing drops the lock; there is nothing to do about an error
-}
-
-// nameForm is what a node may be called.
-var nameForm = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?$`)
-
-// identify reads who this node is, or decides it on the first start. A name that is given wins over the stored one.
-func identify(dir, name string) (identityFile, error) {
-	path := filepath.Join(dir, "node.json")
-	var self identityFile
-	data, err := os.ReadFile(path)
-	switch {
-	case err == nil:
-		if err := json.Unmarshal(data, &self); err != nil || self.ID.IsZero() {
-			return self, fmt.Errorf("%s is damaged; restore it, or start with an empty data directory", path)
-		}
-		if name == "" || name == self.Name {
-			return self, nil
-		}
-	case errors.Is(err, fs.ErrNotExist):
-		self.ID = cluster.NewID(nil)
-	default:
-		return self, err
-	}
-	if self.Name = name; name == "" {
-		if self.Name, err = os.Hostname(); err != nil {
-			return self, fmt.Errorf("this machine has no hostname (%w); give --name", err)
-		}
-	}
-	if !nameForm.MatchString(self.Name) {
-		return self, fmt.Errorf("node name %q: want letters, digits, dots and dashes, at most 63; give another --name", self.Name)
-	}
-	data, err = json.Marshal(self)
-	if err != nil {
-		return self, err
-	}
-	if err := writeDurably(path, append(data, '\n')); err != nil {
-		return self, fmt.Errorf("write %s: %w", path, err)
-	}
-	return self, nil
-}
-
-// writeDurably replaces a file; after a power cut it is the old one or the whole new one. A node that forgot who it is would
-// not find its own state any more.
-func writeDurably(path string, data []byte) error {
-	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }

@@ -10,8 +10,8 @@ import (
 func TestNodeKeepsItsIdentity(t *testing.T) {
 	dir := t.TempDir()
 	first, err := identify(dir, "one")
-	if err != nil || first.ID.IsZero() || first.Name != "one" {
-		t.Fatalf("got %+v, %v; want a new node called one", first, err)
+	if err != nil || first.get().ID.IsZero() || first.get().Name != "one" {
+		t.Fatalf("got %+v, %v; want a new node called one", first.get(), err)
 	}
 	// A killed process may leave half of a file under the temporary name.
 	if err := os.WriteFile(filepath.Join(dir, "node.json.new"), []byte(`{"id":`), 0o644); err != nil {
@@ -19,8 +19,8 @@ func TestNodeKeepsItsIdentity(t *testing.T) {
 	}
 	for _, c := range []struct{ name, want string }{{"", "one"}, {"two", "two"}, {"", "two"}} {
 		got, err := identify(dir, c.name)
-		if err != nil || got.ID != first.ID || got.Name != c.want {
-			t.Errorf("started as %q: got %+v, %v; want %s with the same id", c.name, got, err, c.want)
+		if err != nil || got.get().ID != first.get().ID || got.get().Name != c.want {
+			t.Errorf("started as %q: got %+v, %v; want %s with the same id", c.name, got.get(), err, c.want)
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -31,6 +32,9 @@ const (
 // machine is a node with a baton server.
 type machine struct {
 	t       *testing.T
+	name    string
+	ip      string // in a cluster
+	join    string // the line to join with at the first start; empty: found a cluster
 	dir     string // below leftoversDir
 	data    string
 	socket  string
@@ -47,14 +51,21 @@ func newMachine(t *testing.T) *machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &machine{t: t, dir: dir, data: filepath.Join(dir, "data"), ns: filepath.Join(dir, "ns"), outside: filepath.Join(dir, "outside")}
-	m.socket = filepath.Join(m.data, "baton.sock")
+	m := newMachineIn(t, dir, "n1")
+	m.outside = filepath.Join(dir, "outside")
 	t.Cleanup(m.remove)
 	for _, path := range []string{m.ns, m.outside} {
 		makeNamespace(t, path)
 	}
 	m.link()
 	m.start()
+	return m
+}
+
+// newMachineIn describes a machine below dir; nothing is made yet.
+func newMachineIn(t *testing.T, dir, name string) *machine {
+	m := &machine{t: t, name: name, dir: dir, data: filepath.Join(dir, "data"), ns: filepath.Join(dir, "ns")}
+	m.socket = filepath.Join(m.data, "baton.sock")
 	return m
 }
 
@@ -174,12 +185,42 @@ func startIn(path string, cmd *exec.Cmd) error {
 // start starts the server and waits until its API answers.
 func (m *machine) start() {
 	m.t.Helper()
+	m.launch()
+	eventually(m.t, time.Minute, "the API answers", func() error {
+		m.checkAlive()
+		r := m.try("node", "ls")
+		if r.code != 0 {
+			return errors.New(r.stderr)
+		}
+		return nil
+	})
+}
+
+// checkAlive fails the test when the server has ended by itself.
+func (m *machine) checkAlive() {
+	m.t.Helper()
+	select {
+	case err := <-m.exited:
+		m.exited <- err
+		m.t.Fatalf("the server of %s ended: %v\n%s", m.name, err, m.log(40))
+	default:
+	}
+}
+
+// launch starts the server.
+func (m *machine) launch() {
+	m.t.Helper()
 	log, err := os.OpenFile(filepath.Join(m.dir, "server.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.Command(binary, "server", "--data-dir", m.data, "--name", "n1", "--log-level", "debug")
+	verb := "server"
+	if m.join != "" {
+		verb = "join"
+	}
+	cmd := exec.Command(binary, verb, "--data-dir", m.data, "--name", m.name, "--log-level", "debug")
+	cmd.Env = append(os.Environ(), "BATON_JOIN="+m.join)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := startIn(m.ns, cmd); err != nil {
@@ -190,19 +231,6 @@ func (m *machine) start() {
 	if err := os.WriteFile(filepath.Join(m.dir, "pid"), []byte(fmt.Sprint(cmd.Process.Pid)), 0o600); err != nil {
 		m.t.Fatal(err)
 	}
-	eventually(m.t, time.Minute, "the API answers", func() error {
-		select {
-		case err := <-m.exited:
-			m.exited <- err
-			m.t.Fatalf("the server ended: %v\n%s", err, m.log(40))
-		default:
-		}
-		r := m.try("node", "ls")
-		if r.code != 0 {
-			return errors.New(r.stderr)
-		}
-		return nil
-	})
 }
 
 // kill ends the server with SIGKILL, as a crash would.
@@ -278,7 +306,9 @@ func (m *machine) log(lines int) string {
 	if err != nil {
 		return err.Error()
 	}
-	all := strings.Split(strings.TrimRight(string(data), "\n"), "\n")
+	all := slices.DeleteFunc(strings.Split(strings.TrimRight(string(data), "\n"), "\n"), func(line string) bool {
+		return strings.Contains(line, " msg=request ") // of those who wait for something
+	})
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 

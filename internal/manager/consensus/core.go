@@ -37,6 +37,7 @@ type core struct {
 	disk  *diskLog
 	room  *semaphore.Weighted // bytes on their way to disk
 	sent  chan *group
+	wider chan struct{} // closed when others join a manager that was alone
 
 	mu     sync.Mutex
 	caught uint64 // the term in which everything before it was applied here
@@ -75,7 +76,7 @@ func (r *Raft) openCore() (*core, error) {
 	if cfg.hook != nil {
 		cfg.hook(disk)
 	}
-	c := &core{owner: r, wal: w, meta: meta, disk: disk, room: semaphore.NewWeighted(InFlightBytesMax), sent: make(chan *group, entriesInFlightMax)}
+	c := &core{owner: r, wal: w, meta: meta, disk: disk, room: semaphore.NewWeighted(InFlightBytesMax), sent: make(chan *group, entriesInFlightMax), wider: make(chan struct{})}
 	if err := c.start(snaps, log); err != nil {
 		return nil, errors.Join(diskError(cfg.Dir, err), w.Close(), meta.Close())
 	}
@@ -101,15 +102,18 @@ func (c *core) start(snaps raft.SnapshotStore, log hclog.Logger) error {
 	conf := raft.DefaultConfig()
 	conf.LocalID = raft.ServerID(cfg.NodeID)
 	conf.HeartbeatTimeout, conf.ElectionTimeout, conf.LeaderLeaseTimeout = cfg.Heartbeat, cfg.Election, cfg.Lease
+	if c.owner.alone.Load() {
+		conf.HeartbeatTimeout, conf.ElectionTimeout, conf.LeaderLeaseTimeout = aloneTimeout, aloneTimeout, aloneTimeout
+	}
 	conf.MaxAppendEntries, conf.BatchApplyCh = appendMax, true
 	conf.SnapshotInterval, conf.SnapshotThreshold, conf.TrailingLogs = cfg.SnapshotEvery, cfg.SnapshotEntries, cfg.TrailingEntries
 	conf.Logger, conf.NoLegacyTelemetry = log, true
 	// A store that runs already has more than any snapshot on disk.
 	conf.NoSnapshotRestoreOnStart = cfg.Store.Snapshot().Version() > 0
 
-	trans := cfg.Transport
-	if trans == nil {
-		_, trans = raft.NewInmemTransport(raft.ServerAddress(cfg.NodeID))
+	trans, err := c.connect()
+	if err != nil {
+		return fmt.Errorf("transport: %w", err)
 	}
 	if err := c.bootstrap(conf, snaps, trans); err != nil {
 		return fmt.Errorf("first start: %w", err)
@@ -118,7 +122,6 @@ func (c *core) start(snaps raft.SnapshotStore, log hclog.Logger) error {
 		return err
 	}
 	// No raft.LogCache in between: it would make plain text of the disk's errors.
-	var err error
 	if c.raft, err = raft.NewRaft(conf, c.owner.fsm, c.disk, c.disk, snaps, trans); err != nil {
 		return err
 	}
@@ -128,6 +131,14 @@ func (c *core) start(snaps raft.SnapshotStore, log hclog.Logger) error {
 	return nil
 }
 
+func (c *core) connect() (raft.Transport, error) {
+	if c.owner.cfg.Transport != nil {
+		return c.owner.cfg.Transport()
+	}
+	_, t := raft.NewInmemTransport(raft.ServerAddress(c.owner.cfg.NodeID))
+	return t, nil
+}
+
 // bootstrap writes the first configuration into an empty log. A crash in the middle of that leaves a term and no entry,
 // which is begun again: nothing can have been promised yet.
 func (c *core) bootstrap(conf *raft.Config, snaps raft.SnapshotStore, trans raft.Transport) error {
@@ -135,7 +146,7 @@ func (c *core) bootstrap(conf *raft.Config, snaps raft.SnapshotStore, trans raft
 	if err != nil || last > 0 {
 		return err
 	}
-	if kept, err := snaps.List(); err != nil || len(kept) > 0 {
+	if kept, err := snaps.List(); err != nil || len(kept) > 0 || c.owner.cfg.Join {
 		return err
 	}
 	if err := c.disk.stable(func() error { return c.wal.SetUint64([]byte(keyTerm), 0) }); err != nil {
@@ -209,6 +220,8 @@ func (c *core) serve(ctx context.Context) error {
 	case <-ctx.Done():
 	case <-c.disk.broken:
 		cause = c.disk.failure()
+	case <-c.wider:
+		cause = errWider
 	}
 	cancel()
 	// Raft forgets what is queued at its shutdown, so everything sent is answered first.

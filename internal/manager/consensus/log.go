@@ -62,6 +62,8 @@ var (
 	ErrDamaged = errors.New("log is damaged")
 	// ErrUnknown means that the transaction was handed on and its outcome was not seen: it may or may not be applied.
 	ErrUnknown = errors.New("outcome unknown")
+	// ErrNoLeader means that no leader was found in time: a majority of the managers is not reachable, or they are electing.
+	ErrNoLeader = errors.New("no leader")
 	// ErrNoPeer means that there is no other manager to lead.
 	ErrNoPeer = errors.New("no other manager")
 )

@@ -24,11 +24,17 @@ type Config struct {
 	Store  *store.Store // empty; everything committed is applied to it
 	Logger *slog.Logger // default: none
 
-	// Transport connects the managers. The default, nil, is a single voter that talks to nobody.
-	Transport raft.Transport
+	// Transport makes what connects the managers, anew each time that the log is opened, which closes it. The default, nil, is
+	// a single voter that talks to nobody.
+	Transport func() (raft.Transport, error)
 	// Voters are the managers of a new cluster; default: this one alone. They count at the first start only, and must then
 	// be the same on all.
 	Voters []raft.Server
+	// Join leaves an empty log empty: the leader of the cluster that this manager joins will fill it.
+	Join bool
+	// Alone says that this manager is, as far as anyone knows, its cluster's only one: elections need no patience. The first
+	// other member ends that.
+	Alone bool
 
 	// Heartbeat is how long followers wait for a leader, Election how long a candidate waits for votes, Lease how long a
 	// leader leads without a majority. Defaults: 500 ms, 500 ms, 250 ms; a single voter waits 50 ms for nobody.
@@ -57,6 +63,8 @@ const (
 	// freeSpaceEvery is how old the known free space may be.
 	freeSpaceEvery = 100 * time.Millisecond
 	defaultSegment = 32 << 20
+	// aloneTimeout is all of raft's times for a manager that has nobody to wait for.
+	aloneTimeout = 50 * time.Millisecond
 )
 
 func (c Config) withDefaults() (Config, error) {
@@ -69,13 +77,10 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	vote, lease := 500*time.Millisecond, 250*time.Millisecond
-	if c.Transport == nil {
-		vote, lease = 50*time.Millisecond, 50*time.Millisecond
-	}
-	setDefault(&c.Heartbeat, vote)
-	setDefault(&c.Election, max(vote, c.Heartbeat))
-	setDefault(&c.Lease, lease)
+	c.Alone = c.Alone || c.Transport == nil
+	setDefault(&c.Heartbeat, 500*time.Millisecond)
+	setDefault(&c.Election, max(500*time.Millisecond, c.Heartbeat))
+	setDefault(&c.Lease, min(250*time.Millisecond, c.Heartbeat))
 	setDefault(&c.SnapshotEntries, 16_384)
 	setDefault(&c.TrailingEntries, 8_192)
 	setDefault(&c.SnapshotEvery, time.Minute)
@@ -104,6 +109,7 @@ type Raft struct {
 	stopped chan struct{} // everything has ended
 
 	stalled atomic.Bool
+	alone   atomic.Bool
 
 	mu    sync.Mutex
 	core  *core // nil while the disk is failing
@@ -113,7 +119,7 @@ type Raft struct {
 
 var _ Log = (*Raft)(nil)
 
-// Open starts the log in cfg.Dir, making it on the first start with this node as its only voter. With no Transport it
+// Open starts the log in cfg.Dir, making it on the first start with this node as its only voter. When it is alone it
 // returns when the store has everything that was ever committed, or with the context's error. The caller closes it.
 func Open(ctx context.Context, cfg Config) (*Raft, error) {
 	cfg, err := cfg.withDefaults()
@@ -129,6 +135,7 @@ func Open(ctx context.Context, cfg Config) (*Raft, error) {
 		queue: make(chan *proposal, QueueMax), stopped: make(chan struct{}), terms: newTerms(Term{}),
 		free: freeSpace{dir: cfg.Dir, reserve: cfg.DiskReserve},
 	}
+	r.alone.Store(cfg.Alone)
 	first, err := r.openCore()
 	if err != nil {
 		lock.Close()
@@ -136,8 +143,12 @@ func Open(ctx context.Context, cfg Config) (*Raft, error) {
 	}
 	life, stop := context.WithCancel(context.Background())
 	r.stop, r.core = stop, first
+	if r.alone.Load() && first.members() > 1 { // others were added in the moment before it ended last
+		r.alone.Store(false)
+		close(first.wider)
+	}
 	go r.run(life, first)
-	if cfg.Transport == nil {
+	if r.alone.Load() && !cfg.Join {
 		if err := r.ready(ctx); err != nil {
 			return nil, errors.Join(fmt.Errorf("open log in %s: %w", cfg.Dir, err), r.Close())
 		}
@@ -196,6 +207,15 @@ func (r *Raft) run(ctx context.Context, c *core) {
 	defer watch.Wait()
 	for c != nil {
 		cause := c.serve(ctx)
+		if errors.Is(cause, errWider) && ctx.Err() == nil {
+			if next, err := r.openCore(); err == nil {
+				r.mu.Lock()
+				r.core = next
+				r.mu.Unlock()
+				c = next
+				continue
+			}
+		}
 		r.mu.Lock()
 		r.core, r.down = nil, cause
 		r.mu.Unlock()

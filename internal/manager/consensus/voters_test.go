@@ -32,7 +32,7 @@ func TestThreeVotersTransferAndAgree(t *testing.T) {
 			}
 		}
 		cfg := config(t.TempDir())
-		cfg.NodeID, cfg.Transport, cfg.Voters = n, transports[i], voters
+		cfg.NodeID, cfg.Transport, cfg.Voters = n, func() (raft.Transport, error) { return transports[i], nil }, voters
 		logs[n], stores[n] = open(t, cfg), cfg.Store
 	}
 	var leader string

@@ -18,6 +18,7 @@ import (
 	"io"
 	"log/slog"
 	"math"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -37,13 +38,15 @@ type Opener interface {
 	Open(sealed []byte, kind cluster.Kind, id cluster.ID) ([]byte, error)
 }
 
-// Config is what a dispatcher is made of; all fields are required.
+// Config is what a dispatcher is made of; all fields but Attendant and IDs are required.
 type Config struct {
 	Store  *store.Store
 	Log    Log
 	Opener Opener
 	Logger *slog.Logger
 	Now    func() time.Time
+	// Attendant is told who is connected; nil where Acked is asked directly, as with a single manager in a simulation.
+	Attendant Attendant
 	// IDs gives the ids of events; nil: the system's randomness.
 	IDs io.Reader
 }
@@ -57,6 +60,9 @@ const (
 // ErrClosed ends a session: the agent connected anew, or the dispatcher stopped.
 var ErrClosed = errors.New("session closed")
 
+// ErrLost sends an agent to another manager.
+var ErrLost = errors.New("this manager does not reach the leader")
+
 // Dispatcher serves agents.
 type Dispatcher struct {
 	cfg Config
@@ -67,6 +73,7 @@ type Dispatcher struct {
 	acks     chan struct{} // the acknowledged version may have grown
 	reports  chan nodeReport
 	stopped  chan struct{}
+	lost     bool // the leader has not been reached for a while: agents are to go elsewhere
 
 	view *view // used by Follow only
 }
@@ -100,6 +107,9 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 		defer writer.Done()
 		d.write(ctx)
 	}()
+	if d.cfg.Attendant != nil {
+		writer.Go(func() { d.attend(ctx) })
+	}
 	defer writer.Wait()
 	defer close(d.stopped)
 	cursor := d.cfg.Store.Changes(0, Watched())
@@ -119,7 +129,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 // Watched is what a cursor for Follow must see.
 func Watched() store.Filter {
 	return store.Filter{Kinds: []cluster.Kind{
-		cluster.KindTask, cluster.KindService, cluster.KindNetwork, cluster.KindVolume, cluster.KindNode, cluster.KindSettings,
+		cluster.KindTask, cluster.KindService, cluster.KindNetwork, cluster.KindVolume, cluster.KindNode, cluster.KindSettings, cluster.KindAuthority,
 	}}
 }
 
@@ -151,18 +161,29 @@ func (d *Dispatcher) refuse(s *Session, list []cluster.Status) {
 
 // Connect implements agentapi.Connector for agents of the same process. An older session of the node is closed.
 func (d *Dispatcher) Connect(ctx context.Context, h agentapi.Hello) (agentapi.Session, error) {
+	d.mu.Lock()
+	lost := d.lost
+	d.mu.Unlock()
+	if lost {
+		return nil, ErrLost
+	}
 	if err := d.register(ctx, h); err != nil {
 		return nil, err
 	}
-	s := newSession(d, h.Node)
+	s := newSession(d, h)
 	d.mu.Lock()
 	old := d.sessions[h.Node]
+	if old != nil && old.number > h.Session {
+		d.mu.Unlock()
+		return nil, fmt.Errorf("node %s has opened another session since", h.Name)
+	}
 	d.sessions[h.Node] = s
 	d.mu.Unlock()
 	if old != nil {
 		old.end()
 	}
 	notify(d.joined)
+	d.acked() // the leader is to hear of it at once
 	return s, nil
 }
 
@@ -180,10 +201,21 @@ func (d *Dispatcher) register(ctx context.Context, h agentapi.Hello) error {
 			n.State, n.StateSince = cluster.NodeReady, now
 			t.Put(d.event(now, "node.ready", "the node connected", func(e *cluster.Event) { e.Node = n.ID }))
 		}
-		n.Description = h.Description
+		if _, taken := snap.NodeByName(h.Name); h.Name != "" && !taken {
+			n.Name = h.Name
+		}
+		describe(n, h.Description)
 		t.Put(n)
 		return t, nil
 	})
+}
+
+// describe takes what a node says of itself. Where its port is reached tells where its mesh is, too.
+func describe(n *cluster.Node, d cluster.NodeDescription) {
+	n.Description = d
+	if at, err := netip.ParseAddrPort(d.Listen); err == nil {
+		n.Address = at.Addr()
+	}
 }
 
 // Acked is the lowest version that the load balancers of every connected node follow; zero while no node is connected.

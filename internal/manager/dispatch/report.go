@@ -157,7 +157,7 @@ func (d *Dispatcher) writeNode(ctx context.Context, r nodeReport) error {
 		if desc := r.report.Description; desc != nil {
 			if old, ok := store.Get[*cluster.Node](snap, r.node); ok {
 				n := cluster.Copy(old)
-				n.Description = *desc
+				describe(n, *desc)
 				t.Put(n)
 			}
 		}

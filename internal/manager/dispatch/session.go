@@ -3,6 +3,7 @@ package dispatch
 import (
 	"context"
 	"sync"
+	"time"
 
 	"baton/internal/model/cluster"
 	"baton/internal/wire/agentapi"
@@ -13,11 +14,13 @@ import (
 type Session struct {
 	dispatcher *Dispatcher
 	node       cluster.ID
+	number     uint64 // of the node's sessions
 
 	// sent is what the agent will know once it has read its mailbox; only the dispatcher's loop uses it.
 	sent    map[cluster.ID]sentTask
 	network uint64 // generation of the network view
 	config  agentapi.NodeConfig
+	member  string              // what it was told of its membership
 	volumes map[cluster.ID]bool // told to remove, and not gone yet
 	greeted bool
 
@@ -29,6 +32,8 @@ type Session struct {
 	// seen is the newest version looked at for this node; posted the newest that was put in the mailbox; applied what the
 	// agent acknowledged.
 	seen, posted, applied cluster.Version
+	heard                 time.Time // when the agent was heard last
+	beat, confirmed       uint64    // newest heartbeat, and newest that the leader knows of
 }
 
 // sentTask is what makes a new assignment necessary when it changes.
@@ -36,9 +41,9 @@ type sentTask struct {
 	desired cluster.Desired
 }
 
-func newSession(d *Dispatcher, node cluster.ID) *Session {
+func newSession(d *Dispatcher, h agentapi.Hello) *Session {
 	return &Session{
-		dispatcher: d, node: node,
+		dispatcher: d, node: h.Node, number: h.Session, heard: d.cfg.Now(),
 		sent:    make(map[cluster.ID]sentTask),
 		volumes: make(map[cluster.ID]bool),
 		waiting: make(chan struct{}, 1),
@@ -94,6 +99,11 @@ func (s *Session) Send(ctx context.Context, r agentapi.Report) error {
 	s.mu.Lock()
 	grown := r.Applied > s.applied
 	s.applied = max(s.applied, r.Applied)
+	s.heard = s.dispatcher.cfg.Now()
+	if r.Beat > s.beat {
+		s.beat = r.Beat
+		s.answer(func(u *agentapi.Update) { u.Echo = r.Beat })
+	}
 	s.mu.Unlock()
 	if grown {
 		s.dispatcher.acked()
@@ -154,9 +164,19 @@ func (s *Session) post(u agentapi.Update, empty bool) {
 	notify(s.waiting)
 }
 
+// answer puts something into the mailbox that is no news of the store. The caller holds the lock.
+func (s *Session) answer(add func(*agentapi.Update)) {
+	if s.mailbox == nil {
+		s.mailbox = &agentapi.Update{Version: s.posted}
+	}
+	add(s.mailbox)
+	notify(s.waiting)
+}
+
 // merge adds a newer update to an older one that was not read yet.
 func merge(old *agentapi.Update, u agentapi.Update) {
 	old.Version = u.Version
+	old.Full = old.Full || u.Full
 	place := make(map[cluster.ID]int, len(old.Assignments))
 	for i, a := range old.Assignments {
 		place[a.Task.ID] = i
@@ -187,6 +207,9 @@ func merge(old *agentapi.Update, u agentapi.Update) {
 	}
 	if u.Node != nil {
 		old.Node = u.Node
+	}
+	if u.Membership != nil {
+		old.Membership = u.Membership
 	}
 	old.RemoveVolumes = append(old.RemoveVolumes, u.RemoveVolumes...)
 }

@@ -30,6 +30,9 @@ type view struct {
 	built      uint64 // generation that state shows
 	state      *agentapi.NetworkState
 
+	peers   []agentapi.Peer // of the mesh; part of state
+	members membership
+
 	// removing are the volumes that are to go.
 	removing []*cluster.Volume
 
@@ -49,6 +52,7 @@ func newView(o Opener, log *slog.Logger) *view {
 func (v *view) merge(d store.Delta) {
 	v.snap = d.Snapshot
 	v.touched, v.all = make(map[cluster.ID][]cluster.ID), d.Full
+	nodes := d.Full
 	if d.Full {
 		clear(v.places)
 		v.generation++
@@ -62,10 +66,14 @@ func (v *view) merge(d store.Delta) {
 			v.serviceChanged(o)
 		case *cluster.Network:
 			v.generation++
+		case *cluster.Node, *cluster.Settings, *cluster.Authority:
+			nodes = true
 		}
 	}
 	for _, r := range d.Deleted {
 		switch r.Kind {
+		case cluster.KindNode:
+			nodes = true
 		case cluster.KindTask:
 			if p, ok := v.places[r.ID]; ok {
 				v.touch(p.node, r.ID)
@@ -75,6 +83,9 @@ func (v *view) merge(d store.Delta) {
 		case cluster.KindService, cluster.KindNetwork:
 			v.generation++
 		}
+	}
+	if nodes {
+		v.nodesChanged()
 	}
 	v.findRemoving()
 }
@@ -134,8 +145,12 @@ func (v *view) fill(s *Session) {
 	if c, ok := v.nodeConfig(s.node); ok && c != s.config {
 		u.Node, s.config = &c, c
 	}
+	if m, hash := v.members.of(s.node); m != nil && hash != s.member {
+		u.Membership, s.member = m, hash
+	}
 	v.removeVolumes(s, &u)
-	empty := s.greeted && len(u.Assignments) == 0 && len(u.Removed) == 0 && u.Network == nil && u.Node == nil && len(u.RemoveVolumes) == 0
+	empty := s.greeted && len(u.Assignments) == 0 && len(u.Removed) == 0 && u.Network == nil && u.Node == nil &&
+		u.Membership == nil && len(u.RemoveVolumes) == 0
 	s.mu.Lock()
 	s.greeted = true
 	s.mu.Unlock()
@@ -217,7 +232,11 @@ func (v *view) nodeConfig(id cluster.ID) (agentapi.NodeConfig, bool) {
 	if !ok || !found || !node.Subnet.IsValid() {
 		return agentapi.NodeConfig{}, false // the planners give it a subnet in a moment
 	}
-	return agentapi.NodeConfig{Subnet: node.Subnet, TaskPool: settings.TaskPool, ServicePool: settings.ServicePool}, true
+	c := agentapi.NodeConfig{Subnet: node.Subnet, TaskPool: settings.TaskPool, ServicePool: settings.ServicePool}
+	if len(v.peers) > 0 {
+		c.Mesh, c.MeshPort = settings.Mesh, settings.MeshPort
+	}
+	return c, true
 }
 
 // assignment gathers everything that a node needs for a task.
@@ -289,7 +308,7 @@ func (v *view) network() *agentapi.NetworkState {
 	if v.state != nil && v.built == v.generation {
 		return v.state
 	}
-	st := &agentapi.NetworkState{}
+	st := &agentapi.NetworkState{Peers: v.peers}
 	names := make(map[cluster.ID]string)
 	for s := range store.All[*cluster.Stack](v.snap) {
 		names[s.ID] = s.Name

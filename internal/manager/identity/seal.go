@@ -13,6 +13,7 @@
 package identity
 
 import (
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
@@ -39,6 +40,7 @@ var ErrSealed = errors.New("the content cannot be opened with this cluster's key
 
 // Sealer encrypts the contents of secrets and configs.
 type Sealer struct {
+	key    []byte
 	aead   cipher.AEAD
 	digest []byte
 }
@@ -64,7 +66,32 @@ func NewSealer(key []byte) (*Sealer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sealing key: %w", err)
 	}
-	return &Sealer{aead: aead, digest: digest}, nil
+	return &Sealer{key: bytes.Clone(key), aead: aead, digest: digest}, nil
+}
+
+// Key is the key material, for another manager of the same cluster.
+func (s *Sealer) Key() []byte { return bytes.Clone(s.key) }
+
+// InstallKey writes the key of the cluster that a manager joins. Another key that is there already is an error: what it
+// sealed would be lost.
+func InstallKey(dir string, key []byte) error {
+	if len(key) != keySize {
+		return fmt.Errorf("sealing key: want %d bytes, got %d", keySize, len(key))
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("sealing key: %w", err)
+	}
+	path := filepath.Join(dir, keyFile)
+	have, err := os.ReadFile(path)
+	switch {
+	case err == nil && bytes.Equal(have, key):
+		return nil
+	case err == nil:
+		return fmt.Errorf("sealing key: %s is of another cluster: start with an empty data directory", path)
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("sealing key: %w", err)
+	}
+	return writeKey(path, key)
 }
 
 // OpenSealer reads the key file in dir, or makes it on first use. A key file that others may read is an error.
@@ -94,9 +121,13 @@ func createKey(path string) ([]byte, error) {
 	if _, err := rand.Read(key); err != nil {
 		return nil, fmt.Errorf("make sealing key: %w", err)
 	}
+	return key, writeKey(path, key)
+}
+
+func writeKey(path string, key []byte) error {
 	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("make sealing key: %w", err)
+		return fmt.Errorf("write sealing key: %w", err)
 	}
 	_, err = f.Write(key)
 	err = errors.Join(err, f.Sync(), f.Close())
@@ -107,9 +138,9 @@ func createKey(path string) ([]byte, error) {
 		err = syncDir(filepath.Dir(path))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("make sealing key: %w", err)
+		return fmt.Errorf("write sealing key: %w", err)
 	}
-	return key, nil
+	return nil
 }
 
 // syncDir makes a new name in a directory survive a power cut.

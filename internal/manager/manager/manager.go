@@ -1,7 +1,8 @@
-// Package manager composes the manager wing: store, log, keys, leader's loop, sessions and API.
+// Package manager composes the manager wing: store, log, keys, the port, leader's loops, sessions and API.
 //
-// It owns the order in which they start and stop, and what a new cluster begins with (settings, the first node). The
-// leader's loop runs only while this manager leads, one run per term.
+// It owns the order in which they start and stop, what a new cluster begins with (settings, authority, join tokens, the
+// first node), the calls between managers, and who may speak what on the one port. The leader's loops run only while this
+// manager leads, one run per term.
 //
 // Concurrency: Open returns with everything recovered; Run owns the goroutines and returns after all of them ended.
 package manager
@@ -12,13 +13,16 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/hashicorp/raft"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
 
 	"baton/internal/manager/consensus"
 	"baton/internal/manager/control"
@@ -28,20 +32,35 @@ import (
 	"baton/internal/manager/store"
 	"baton/internal/model/cluster"
 	"baton/internal/wire/agentapi"
+	"baton/internal/wire/rpc"
+	"baton/internal/wire/transport"
 )
 
-// Config is what a manager is made of; all fields are required.
+// Config is what a manager is made of; all fields but Managers, Join and Patience are required.
 type Config struct {
 	Dir         string // state, keys and log
 	NodeID      cluster.ID
 	NodeName    string
 	ClusterName string
 	Version     string
+	Network     transport.Network
+	Credentials *transport.Files
+	// Bind is where the port listens, Listen where others reach it (host:port).
+	Bind, Listen string
+	// Hosts are further names and addresses under which this machine is known.
+	Hosts []string
+	// Managers are those known from earlier; Join says that this manager joins them with an empty log.
+	Managers []agentapi.Manager
+	Join     bool
+	// Mesh and MeshPort are how the nodes of a new cluster will be connected.
+	Mesh     cluster.Mesh
+	MeshPort uint16
 	// Pools chooses the address pools of a new cluster; it is asked once in a cluster's life.
 	Pools func() (tasks, services netip.Prefix, err error)
-	// Nodes gives access to a node's tasks and images.
-	Nodes  func(id cluster.ID) (agentapi.NodeServices, bool)
-	Logger *slog.Logger
+	// Node gives access to the tasks and images of this process' own node; nil while it is not up.
+	Node     func() agentapi.NodeServices
+	Patience control.Patience
+	Logger   *slog.Logger
 }
 
 // nodeBits is the prefix length of a node's subnet: 1,022 tasks per node.
@@ -53,46 +72,99 @@ const shutdownMax = 2 * time.Second
 // Manager is a running manager wing.
 type Manager struct {
 	cfg        Config
+	sealer     *identity.Sealer
+	keeper     *identity.Keeper
 	store      *store.Store
-	log        *consensus.Raft
+	port       *transport.Listener
+	peers      *peers
+	ways       ways
+	raft       *consensus.Raft
+	log        *consensus.Anywhere
+	roster     *dispatch.Roster
+	leads      atomic.Bool
 	dispatcher *dispatch.Dispatcher
 	controller *control.Controller
 	api        *server.Server
 }
 
-// Open recovers the state and, on the first start, founds the cluster.
+// Open opens the port, recovers the state and, on the first start, founds the cluster.
 func Open(ctx context.Context, cfg Config) (_ *Manager, err error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, err
 	}
-	sealer, err := identity.OpenSealer(cfg.Dir)
+	m := &Manager{cfg: cfg, store: store.New(), roster: dispatch.NewRoster(time.Now)}
+	if m.sealer, err = identity.OpenSealer(cfg.Dir); err != nil {
+		return nil, err
+	}
+	m.keeper = identity.NewKeeper(m.sealer)
+	m.ways.conns = make(map[cluster.ID]*grpc.ClientConn)
+	m.peers = &peers{
+		dialer:  &transport.Dialer{Network: cfg.Network, Credentials: cfg.Credentials},
+		address: m.address, conns: make(map[string]*grpc.ClientConn),
+	}
+	m.port, err = transport.Listen(ctx, cfg.Bind, transport.Config{Network: cfg.Network, Credentials: cfg.Credentials, Allow: m.allow, Logger: cfg.Logger})
 	if err != nil {
 		return nil, err
 	}
-	st := store.New()
-	log, err := consensus.Open(ctx, consensus.Config{Dir: filepath.Join(cfg.Dir, "log"), NodeID: cfg.NodeID.String(), Store: st, Logger: cfg.Logger})
+	m.raft, err = consensus.Open(ctx, consensus.Config{
+		Dir: filepath.Join(cfg.Dir, "log"), NodeID: cfg.NodeID.String(), Store: m.store, Logger: cfg.Logger,
+		Transport: func() (raft.Transport, error) { return newTransport(m.port, m.peers, cfg.NodeID) },
+		Join:      cfg.Join, Alone: m.alone(),
+	})
 	if err != nil {
-		return nil, fmt.Errorf("open the log: %w", err)
+		return nil, errors.Join(fmt.Errorf("open the log: %w", err), m.port.Close())
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, log.Close())
+			err = errors.Join(err, m.Close())
 		}
 	}()
-	m := &Manager{cfg: cfg, store: st, log: log}
+	m.log = consensus.NewAnywhere(m.raft, m.peers)
 	if err := m.found(ctx); err != nil {
 		return nil, fmt.Errorf("found the cluster: %w", err)
 	}
-	m.dispatcher = dispatch.New(dispatch.Config{Store: st, Log: log, Opener: sealer, Logger: cfg.Logger, Now: time.Now})
-	m.controller = control.New(control.Config{Store: st, Log: log, Acks: m.dispatcher, Logger: cfg.Logger, Seed: seed(cfg.NodeID)})
+	m.dispatcher = dispatch.New(dispatch.Config{Store: m.store, Log: m.log, Opener: m.sealer, Logger: cfg.Logger, Now: time.Now, Attendant: m})
+	m.controller = control.New(control.Config{Store: m.store, Log: m.raft, Acks: m.roster, Logger: cfg.Logger, Seed: seed(cfg.NodeID)})
 	m.api = server.New(server.Config{
-		Log: log, Store: st, Nodes: cfg.Nodes, Sealer: sealer, Planner: planner{seed: seed(cfg.NodeID)},
+		Log: m.log, Store: m.store, Nodes: m.nodes, Sealer: m.sealer, Keeper: m.keeper, Members: m.membersNow, Planner: planner{seed: seed(cfg.NodeID)},
 		ClusterName: cfg.ClusterName, Version: cfg.Version, Logger: cfg.Logger,
 	})
 	return m, nil
 }
 
-// Connector is where the agent of this process connects.
+// alone reports whether no other manager is known from earlier.
+func (m *Manager) alone() bool {
+	for _, o := range m.cfg.Managers {
+		if o.Node != m.cfg.NodeID {
+			return false
+		}
+	}
+	return !m.cfg.Join
+}
+
+// membersNow tells the API who has the log.
+func (m *Manager) membersNow() (leader string, voters []string) {
+	return m.log.Leader(), m.raft.Status().Voters
+}
+
+// address tells where a manager listens: as stored, else as it was known earlier.
+func (m *Manager) address(id string) (string, bool) {
+	parsed, err := cluster.ParseID(id)
+	if err != nil {
+		return "", false
+	}
+	if n, ok := store.Get[*cluster.Node](m.store.Snapshot(), parsed); ok && n.Description.Listen != "" {
+		return n.Description.Listen, true
+	}
+	for _, o := range m.cfg.Managers {
+		if o.Node == parsed && o.Address != "" {
+			return o.Address, true
+		}
+	}
+	return "", false
+}
+
+// Connector is where the agent of this process connects first.
 func (m *Manager) Connector() agentapi.Connector { return m.dispatcher }
 
 // Node reads the node of this process from the store.
@@ -100,32 +172,60 @@ func (m *Manager) Node() (*cluster.Node, bool) {
 	return store.Get[*cluster.Node](m.store.Snapshot(), m.cfg.NodeID)
 }
 
-// Run works, answering API requests on l, until ctx ends; then it closes the log.
+// Run works, answering local API requests on l, until ctx ends; then it hands leadership over and closes the log.
 func (m *Manager) Run(ctx context.Context, l net.Listener) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return m.dispatcher.Run(ctx) })
 	g.Go(func() error { return m.lead(ctx) })
-	srv := &http.Server{Handler: m.api.Handler(), ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(m.cfg.Logger.Handler(), slog.LevelDebug)}
-	g.Go(func() error {
-		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("API: %w", err)
-		}
-		return nil
-	})
-	g.Go(func() error {
-		<-ctx.Done()
-		m.api.Close()
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownMax)
-		defer cancel()
-		if srv.Shutdown(end) != nil {
-			return srv.Close() // somebody reads too slowly
-		}
-		return nil
-	})
-	return errors.Join(g.Wait(), m.log.Close())
+	g.Go(func() error { m.watchNodes(ctx); return nil })
+	g.Go(func() error { m.ways.accept(m.part(ctx, transport.ProtocolNode)); m.ways.close(); return nil })
+	for _, part := range []struct {
+		protocol string
+		serve    func(*grpc.Server)
+	}{
+		{transport.ProtocolManager, m.servePeers}, {transport.ProtocolAgent, m.serveAgents}, {transport.ProtocolJoin, m.serveJoin},
+	} {
+		s := rpc.NewServer()
+		part.serve(s)
+		g.Go(func() error { return rpc.Serve(ctx, s, m.part(ctx, part.protocol)) })
+	}
+	m.serveAPI(ctx, g, l)
+	return errors.Join(g.Wait(), m.Close())
 }
 
-// lead runs the leader's loop for each term in which this manager leads.
+// part is one protocol's listener; it is closed when ctx ends.
+func (m *Manager) part(ctx context.Context, protocol string) net.Listener {
+	l := m.port.Protocol(protocol)
+	context.AfterFunc(ctx, func() { _ = l.Close() })
+	return l
+}
+
+// serveAgents answers agents.
+func (m *Manager) serveAgents(s *grpc.Server) {
+	t := rpc.NewTable(agentapi.CallService)
+	m.dispatcher.Serve(t)
+	rpc.Unary(t, agentapi.CallRenew, m.renew)
+	rpc.Unary(t, agentapi.CallKit, m.kit)
+	t.Register(s)
+}
+
+// watchNodes ends the connections of those who are no members any more.
+func (m *Manager) watchNodes(ctx context.Context) {
+	cursor := m.store.Changes(0, store.Filter{Kinds: []cluster.Kind{cluster.KindNode}})
+	defer cursor.Close()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-cursor.Wait():
+		}
+		if d := cursor.Collect(); len(d.Changed) > 0 || len(d.Deleted) > 0 {
+			m.port.Recheck()
+		}
+	}
+}
+
+// lead runs the leader's loops for each term in which this manager leads.
 func (m *Manager) lead(ctx context.Context) error {
 	stop := func() {}
 	defer func() { stop() }()
@@ -133,30 +233,65 @@ func (m *Manager) lead(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case term, ok := <-m.log.Leadership():
+		case term, ok := <-m.raft.Leadership():
 			stop()
+			stop = func() {}
 			if !ok {
 				return nil
 			}
-			if !term.Leader {
-				stop = func() {}
-				continue
+			if term.Leader {
+				stop = m.begin(ctx, term)
 			}
-			tctx, cancel := context.WithCancel(ctx)
-			done := make(chan struct{})
-			go func() {
-				defer close(done)
-				if err := m.controller.Run(tctx); err != nil {
-					m.cfg.Logger.Error("leader's loop ended", "term", term.Number, "err", err)
-				}
-			}()
-			stop = func() { cancel(); <-done }
 		}
 	}
 }
 
-// found writes what a cluster begins with, unless it is there, and follows a changed node name.
+// begin starts a term; the function that it returns ends it.
+func (m *Manager) begin(ctx context.Context, term consensus.Term) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	m.roster.Begin()
+	m.leads.Store(true)
+	var loops sync.WaitGroup
+	loops.Go(func() {
+		if err := m.controller.Run(ctx); err != nil {
+			m.cfg.Logger.Error("leader's loop ended", "term", term.Number, "err", err)
+		}
+	})
+	loops.Go(func() {
+		control.Liveness{Store: m.store, Log: m.raft, Attendance: m.roster, Patience: m.cfg.Patience, Logger: m.cfg.Logger}.Run(ctx)
+	})
+	loops.Go(func() { m.follow(ctx) })
+	return func() {
+		m.leads.Store(false)
+		cancel()
+		loops.Wait()
+	}
+}
+
+// found writes what a cluster begins with, unless it is there, and gives this machine its first certificate. A manager that
+// joins gets all that from the others.
 func (m *Manager) found(ctx context.Context) error {
+	if !m.alone() {
+		return nil
+	}
+	if err := m.foundState(ctx); err != nil {
+		return err
+	}
+	if _, err := m.cfg.Credentials.Certificate(); !errors.Is(err, transport.ErrNoCertificate) {
+		return err
+	}
+	r, err := transport.NewRequest(m.cfg.NodeID.String())
+	if err != nil {
+		return err
+	}
+	c, err := m.certify(m.cfg.NodeID, r.CSR, m.cfg.Hosts, transport.RoleManager)
+	if err != nil {
+		return err
+	}
+	return m.cfg.Credentials.Install(r, c.Certificate, c.Roots)
+}
+
+func (m *Manager) foundState(ctx context.Context) error {
 	snap := m.store.Snapshot()
 	now := time.Now()
 	var t store.Txn
@@ -167,26 +302,44 @@ func (m *Manager) found(ctx context.Context) error {
 		}
 		t.Put(&cluster.Settings{
 			Meta: cluster.Meta{ID: cluster.SettingsID, Created: now}, Name: m.cfg.ClusterName,
-			TaskPool: tasks, ServicePool: services, NodeBits: max(nodeBits, tasks.Bits()),
+			TaskPool: tasks, ServicePool: services, NodeBits: max(nodeBits, tasks.Bits()), Mesh: m.cfg.Mesh, MeshPort: m.cfg.MeshPort,
 		})
 	}
-	node, ok := store.Get[*cluster.Node](snap, m.cfg.NodeID)
-	switch {
-	case !ok:
+	if err := m.foundAuthority(&t, now); err != nil {
+		return err
+	}
+	if _, ok := store.Get[*cluster.Node](snap, m.cfg.NodeID); !ok {
 		t.Put(&cluster.Node{
 			Meta: cluster.Meta{ID: m.cfg.NodeID, Created: now}, Name: m.cfg.NodeName, Manager: true,
 			Availability: cluster.NodeActive, State: cluster.NodeUnknown, StateSince: now,
+			Description: cluster.NodeDescription{Listen: m.cfg.Listen}, // so that others can join before its agent has said anything
 		})
-	case node.Name != m.cfg.NodeName:
-		n := cluster.Copy(node)
-		n.Name = m.cfg.NodeName
-		t.Put(n)
 	}
 	if t.Empty() {
 		return nil
 	}
-	_, err := m.log.Propose(ctx, t)
+	_, err := m.raft.Propose(ctx, t)
 	return err
+}
+
+// foundAuthority makes what lets other machines join.
+func (m *Manager) foundAuthority(t *store.Txn, now time.Time) error {
+	if _, ok := store.Get[*cluster.Authority](m.store.Snapshot(), cluster.AuthorityID); ok {
+		return nil
+	}
+	a, err := m.keeper.Found(m.cfg.ClusterName, now)
+	if err != nil {
+		return err
+	}
+	t.Put(a)
+	for _, role := range []string{transport.RoleWorker, transport.RoleManager} {
+		token, err := m.keeper.NewToken(role, cluster.NewID(nil), now, time.Time{})
+		if err != nil {
+			return err
+		}
+		t.Put(token)
+	}
+	return nil
 }
 
 // seed makes the scheduler's ties reproducible for a cluster.
@@ -198,5 +351,9 @@ func seed(id cluster.ID) uint64 {
 	return n
 }
 
-// Close closes the log of a manager that will not Run.
-func (m *Manager) Close() error { return m.log.Close() }
+// Close closes the log and the port.
+func (m *Manager) Close() error {
+	err := m.raft.Close()
+	m.peers.close()
+	return errors.Join(err, m.port.Close())
+}

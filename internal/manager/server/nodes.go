@@ -71,6 +71,13 @@ func (s *Server) patchNode(ctx context.Context, name string, p api.NodePatch) (a
 			c.Availability = *p.Availability
 			changes = append(changes, "availability "+string(c.Availability))
 		}
+		if p.Manager != nil && *p.Manager != c.Manager {
+			if err := s.mayChangeRole(snap, n, *p.Manager); err != nil {
+				return txn, err
+			}
+			c.Manager = *p.Manager
+			changes = append(changes, "role "+roleName(c))
+		}
 		for k, v := range p.Labels {
 			if !validName(strings.ReplaceAll(k, "/", "-")) {
 				return txn, api.Errorf(api.CodeInvalid, "%q is not a name for a label", k)

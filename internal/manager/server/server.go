@@ -17,6 +17,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
 	"baton/client/api"
+	"baton/internal/manager/identity"
 	"baton/internal/manager/store"
 	"baton/internal/model/cluster"
 	"baton/internal/wire/agentapi"
@@ -53,13 +54,16 @@ const (
 	keepAlive       = 15 * time.Second
 )
 
-// Config is what a Server needs. All fields but Planner, Logger and Now must be set.
+// Config is what a Server needs. All fields but Keeper, Members, Planner, Logger and Now must be set.
 type Config struct {
 	Log   Log
 	Store *store.Store
 	// Nodes finds what a connected node does for users; false when it is not connected.
 	Nodes  func(cluster.ID) (agentapi.NodeServices, bool)
 	Sealer Sealer
+	// Keeper signs and makes join tokens, Members tells who has the log; both are nil on a manager that has no network.
+	Keeper  *identity.Keeper
+	Members func() (leader string, voters []string)
 	// Planner may be nil: plans then tell of services, not of tasks.
 	Planner     Planner
 	ClusterName string

@@ -95,10 +95,12 @@ const (
 	KindConfig
 	KindEvent
 	KindSettings
-	KindMax = KindSettings
+	KindAuthority
+	KindJoinToken
+	KindMax = KindJoinToken
 )
 
-var kindNames = [...]string{"", "node", "stack", "release", "service", "revision", "task", "network", "volume", "secret", "config", "event", "settings"}
+var kindNames = [...]string{"", "node", "stack", "release", "service", "revision", "task", "network", "volume", "secret", "config", "event", "settings", "authority", "token"}
 
 func (k Kind) String() string {
 	if int(k) < len(kindNames) {
@@ -152,6 +154,10 @@ func New(k Kind) Object {
 		return new(Event)
 	case KindSettings:
 		return new(Settings)
+	case KindAuthority:
+		return new(Authority)
+	case KindJoinToken:
+		return new(JoinToken)
 	}
 	return nil
 }

@@ -38,6 +38,12 @@ type NodeDescription struct {
 	Memory   spec.Bytes    `json:"memory"`
 	Version  string        `json:"version"`
 	Kernel   string        `json:"kernel,omitempty"`
+	// Roots and Issuer are short hashes of the authorities that the node trusts and of the one that signed its certificate.
+	Roots   string    `json:"roots,omitempty"`
+	Issuer  string    `json:"issuer,omitempty"`
+	Expires time.Time `json:"expires,omitzero"` // end of that certificate
+	// Listen is where the node's one TCP port is reached, as the node sees it; empty on nodes that were never networked.
+	Listen string `json:"listen,omitempty"`
 	// MeshKey is the node's current WireGuard public key in base64; the private one never leaves the node.
 	MeshKey string `json:"meshKey,omitempty"`
 	// Images lists the normalised references that are present, for placement by locality; bounded.
@@ -56,6 +62,8 @@ type Node struct {
 	Description  NodeDescription   `json:"description"`
 	Address      netip.Addr        `json:"address,omitzero"` // how other nodes reach it
 	Subnet       netip.Prefix      `json:"subnet,omitzero"`  // its tasks' addresses
+	// Joined is a hash of the nonce with which the machine joined: the same machine may ask again.
+	Joined []byte `json:"-" cbor:"joined,omitempty"`
 }
 
 // Kind implements Object.
@@ -339,3 +347,43 @@ func (*Settings) Kind() Kind { return KindSettings }
 
 // Clone implements Object.
 func (s *Settings) Clone() Object { c := *s; return &c }
+
+// Authority is the one object that holds the cluster's certificate authority; its id is AuthorityID.
+type Authority struct {
+	Meta
+	Roots  [][]byte `json:"-" cbor:"roots"`  // certificates (DER) of all authorities that are trusted, oldest first
+	Signer []byte   `json:"-" cbor:"signer"` // certificate of the one that signs
+	Sealed []byte   `json:"-" cbor:"sealed"` // its private key
+	// Next and SealedNext are the authority that will sign once all nodes trust it; nil while none is being introduced.
+	Next       []byte    `json:"-" cbor:"next,omitempty"`
+	SealedNext []byte    `json:"-" cbor:"sealedNext,omitempty"`
+	Since      time.Time `json:"since,omitzero"` // last step of a rotation
+}
+
+// AuthorityID is the id of the one Authority object.
+var AuthorityID = ID{0: 2}
+
+// Kind implements Object.
+func (*Authority) Kind() Kind { return KindAuthority }
+
+// Clone implements Object.
+func (a *Authority) Clone() Object {
+	c := *a
+	c.Roots = slices.Clone(a.Roots)
+	return &c
+}
+
+// JoinToken lets machines join the cluster in one role. Its secret is sealed, and found by its hash.
+type JoinToken struct {
+	Meta
+	Role    string    `json:"role"`
+	Sealed  []byte    `json:"-" cbor:"sealed"`
+	Hash    []byte    `json:"-" cbor:"hash"`
+	Expires time.Time `json:"expires,omitzero"` // zero: never
+}
+
+// Kind implements Object.
+func (*JoinToken) Kind() Kind { return KindJoinToken }
+
+// Clone implements Object.
+func (t *JoinToken) Clone() Object { c := *t; return &c }

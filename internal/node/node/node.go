@@ -31,13 +31,15 @@ import (
 	"baton/internal/wire/agentapi"
 )
 
-// Config is what a node is made of; all fields are required.
+// Config is what a node is made of; all fields but Member are required.
 type Config struct {
 	Dir     string // data directory of the whole process
 	ID      cluster.ID
 	Name    string
 	Version string
-	Logger  *slog.Logger
+	// Member fills in what the process knows of this node's place in the cluster.
+	Member func(*cluster.NodeDescription)
+	Logger *slog.Logger
 }
 
 // Node is a running node wing.
@@ -130,6 +132,9 @@ func (n *Node) describe(ctx context.Context) cluster.NodeDescription {
 	var info unix.Sysinfo_t
 	if unix.Sysinfo(&info) == nil {
 		d.Memory = spec.Bytes(uint64(info.Totalram) * uint64(info.Unit))
+	}
+	if n.cfg.Member != nil {
+		n.cfg.Member(&d)
 	}
 	if list, err := n.images.List(ctx); err == nil {
 		for _, im := range list[:min(len(list), imagesMax)] {

@@ -26,6 +26,8 @@ type Hello struct {
 	Description cluster.NodeDescription `json:"description"`
 	// Applied is the version up to which the agent still knows its assignments; zero asks for everything.
 	Applied cluster.Version `json:"applied,omitempty"`
+	// Session grows with each session of the node, so that of two that seem open the newer one is known.
+	Session uint64 `json:"session,omitempty"`
 }
 
 // File is the content of a secret or config, with where it goes.
@@ -125,6 +127,31 @@ type Update struct {
 	RemoveVolumes []string `json:"removeVolumes,omitempty"`
 	// Node carries the subnet and the pools that the node's network is to use; nil when unchanged.
 	Node *NodeConfig `json:"node,omitempty"`
+	// Membership is what the node must know of its cluster; nil when unchanged.
+	Membership *Membership `json:"membership,omitempty"`
+	// Echo is the newest of the agent's heartbeats that this manager has got: the session is alive.
+	Echo uint64 `json:"echo,omitempty"`
+	// Beat is the newest heartbeat that the leader has confirmed: the node's leases go on. Zero: none since the last update.
+	Beat uint64 `json:"beat,omitempty"`
+	// Confirmed is when the agent sent that heartbeat, by its own clock. The agent's end of the session fills it in.
+	Confirmed time.Time `json:"-" cbor:"-"`
+}
+
+// Membership is what a node must know of its cluster to stay in it.
+type Membership struct {
+	// Role is what the node is to be: a manager or a worker.
+	Role string `json:"role"`
+	// Roots are the authorities to trust (PEM), Issuer a short hash of the one that must have signed the node's certificate.
+	Roots  []byte `json:"roots"`
+	Issuer string `json:"issuer"`
+	// Managers are where sessions can be opened, sorted by id.
+	Managers []Manager `json:"managers"`
+}
+
+// Manager is a manager's address.
+type Manager struct {
+	Node    cluster.ID `json:"node"`
+	Address string     `json:"address"` // host:port
 }
 
 // NodeConfig is what a node must know of itself. It stays comparable.
@@ -146,6 +173,8 @@ type Report struct {
 	VolumesRemoved []string                 `json:"volumesRemoved,omitempty"`
 	Description    *cluster.NodeDescription `json:"description,omitempty"` // when it changed
 	Notes          []Note                   `json:"notes,omitempty"`
+	// Beat numbers the agent's heartbeats of a session, from 1; zero: this report is none.
+	Beat uint64 `json:"beat,omitempty"`
 }
 
 // Note is something that a user should see and that changes no state: it becomes an Event.
@@ -154,6 +183,41 @@ type Note struct {
 	Type    string     `json:"type"` // "task.probe-failed", "node.containerd-restarted"…
 	Message string     `json:"message"`
 	At      time.Time  `json:"at"`
+}
+
+// The calls that agents make, over rpc: a service, and its functions.
+const (
+	CallService = "baton.Agent"
+	CallSession = "Session" // stream: FromAgent one way, Update the other
+	CallRenew   = "Renew"   // Renewal → Certificate
+	CallKit     = "Kit"     // Empty → Kit
+)
+
+// FromAgent is one message of a session: Hello first, then Reports.
+type FromAgent struct {
+	Hello  *Hello  `json:"hello,omitempty"`
+	Report *Report `json:"report,omitempty"`
+}
+
+// Renewal asks for a new certificate for the node that calls.
+type Renewal struct {
+	CSR   []byte   `json:"csr"`
+	Hosts []string `json:"hosts,omitempty"` // addresses and names under which the node may be reached
+}
+
+// Certificate is a node's new certificate, with whom it must trust (PEM).
+type Certificate struct {
+	Certificate []byte `json:"certificate"`
+	Roots       []byte `json:"roots"`
+}
+
+// Empty is a message that says nothing.
+type Empty struct{}
+
+// Kit is what a node needs to become a manager; only a node that is to be one gets it.
+type Kit struct {
+	SealKey  []byte    `json:"sealKey"`
+	Managers []Manager `json:"managers"`
 }
 
 // Session is an agent's end of its stream to a manager. Send and Recv may be used from different goroutines.

@@ -1,0 +1,46 @@
+package api
+
+import (
+	"time"
+
+	"baton/internal/model/cluster"
+)
+
+// Cluster is the cluster as a whole.
+type Cluster struct {
+	Name     string       `json:"name"`
+	Mesh     cluster.Mesh `json:"mesh,omitempty"`
+	Leader   string       `json:"leader,omitempty" doc:"name of the leading manager; empty while there is none"`
+	Managers []Manager    `json:"managers"`
+	// Authority is a short hash of the authority that signs certificates now.
+	Authority string `json:"authority,omitempty"`
+	// Rotating says how far a rotation of the authority has come; empty when there is none.
+	Rotating string `json:"rotating,omitempty"`
+}
+
+// Manager is a node that keeps the cluster's state.
+type Manager struct {
+	Name    string            `json:"name"`
+	Address string            `json:"address,omitempty"`
+	State   cluster.NodeState `json:"state"`
+	Voter   bool              `json:"voter" doc:"it counts for majorities; a new manager does once it has the state"`
+	Leader  bool              `json:"leader,omitempty"`
+}
+
+// JoinToken lets machines join.
+type JoinToken struct {
+	ID      cluster.ID `json:"id"`
+	Role    string     `json:"role" enum:"worker,manager"`
+	Expires time.Time  `json:"expires,omitzero" doc:"never when it is not there"`
+	// Line is the token with the address of a manager, ready for baton join. It is a secret.
+	Line string `json:"line"`
+}
+
+// TokenRequest makes a join token.
+type TokenRequest struct {
+	Role string `json:"role" enum:"worker,manager"`
+	// TTL is how long it is good, as in 90m or 24h; empty: for ever.
+	TTL string `json:"ttl,omitempty"`
+	// Rotate takes away all other tokens of the role.
+	Rotate bool `json:"rotate,omitempty"`
+}

@@ -1,0 +1,115 @@
+package dispatch
+
+import (
+	"math"
+	"sync"
+	"time"
+
+	"baton/internal/model/cluster"
+)
+
+// Presence is what a manager tells the leader of one agent that is connected to it.
+type Presence struct {
+	Node    cluster.ID      `json:"node"`
+	Session uint64          `json:"session"` // number of the agent's session: the highest is the present one
+	Acked   cluster.Version `json:"acked"`   // what the node's load balancers follow
+	// Silent is how long ago the agent was heard last.
+	Silent time.Duration `json:"silent"`
+}
+
+// ConnectedMax is how long an agent may be silent and still count as connected: its acknowledgements are waited for.
+const ConnectedMax = 3 * time.Second
+
+// Roster is the leader's list of the agents that are connected to any manager. A new leader begins with an empty one: it
+// grants every node the time that a silent one has.
+//
+// It may be used from any goroutine.
+type Roster struct {
+	now func() time.Time
+
+	mu    sync.Mutex
+	since time.Time
+	nodes map[cluster.ID]*attendance
+	low   cluster.Version
+	acks  chan struct{}
+}
+
+// attendance is what is known of one node's session.
+type attendance struct {
+	manager string
+	session uint64
+	acked   cluster.Version
+	heard   time.Time
+}
+
+// NewRoster makes an empty roster.
+func NewRoster(now func() time.Time) *Roster {
+	return &Roster{now: now, since: now(), nodes: make(map[cluster.ID]*attendance), acks: make(chan struct{}, 1)}
+}
+
+// Begin empties the roster for a new term.
+func (r *Roster) Begin() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	clear(r.nodes)
+	r.since, r.low = r.now(), 0
+}
+
+// Hear takes what a manager says of the agents that are connected to it. An agent that it left out, and that was last heard
+// through it, has gone.
+func (r *Roster) Hear(manager string, list []Presence) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.now()
+	for _, p := range list {
+		a := r.nodes[p.Node]
+		if a != nil && a.session > p.Session {
+			continue // the rest of a session that the agent has given up
+		}
+		if a == nil || a.session < p.Session || a.manager != manager {
+			a = &attendance{manager: manager, session: p.Session, acked: p.Acked}
+			r.nodes[p.Node] = a
+		}
+		a.acked = max(a.acked, p.Acked)
+		if heard := now.Add(-p.Silent); heard.After(a.heard) {
+			a.heard = heard
+		}
+	}
+	if low := r.lowest(now); low != r.low {
+		r.low = low
+		notify(r.acks)
+	}
+}
+
+// Acked is the lowest version that the load balancers of every connected node follow; zero while none is connected.
+func (r *Roster) Acked() cluster.Version {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.lowest(r.now())
+}
+
+func (r *Roster) lowest(now time.Time) cluster.Version {
+	low := cluster.Version(math.MaxUint64)
+	for _, a := range r.nodes {
+		if now.Sub(a.heard) <= ConnectedMax {
+			low = min(low, a.acked)
+		}
+	}
+	if low == math.MaxUint64 {
+		return 0
+	}
+	return low
+}
+
+// Acks gives a token when Acked may have changed.
+func (r *Roster) Acks() <-chan struct{} { return r.acks }
+
+// Heard is when the node was heard last, or when this roster began; known is false when it was not heard since.
+func (r *Roster) Heard(node cluster.ID) (at time.Time, known bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if a := r.nodes[node]; a != nil && a.heard.After(r.since) {
+		return a.heard, true
+	}
+	return r.since, false
+}

@@ -1,0 +1,66 @@
+package manager
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"baton/client/api"
+	"baton/internal/wire/transport"
+)
+
+// serveAPI answers the public API on the local socket, where whoever may open it may use it, and on the port, where callers
+// must show who they are.
+func (m *Manager) serveAPI(ctx context.Context, g *errgroup.Group, local net.Listener) {
+	servers := []*http.Server{m.httpServer(m.api.Handler()), m.httpServer(authenticated(m.api.Handler()))}
+	for i, l := range []net.Listener{local, m.part(ctx, transport.ProtocolAPI)} {
+		g.Go(func() error {
+			err := servers[i].Serve(l)
+			if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
+				return nil
+			}
+			return fmt.Errorf("API: %w", err)
+		})
+	}
+	g.Go(func() error {
+		<-ctx.Done()
+		m.api.Close()
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownMax)
+		defer cancel()
+		var errs error
+		for _, s := range servers {
+			if s.Shutdown(end) != nil {
+				errs = errors.Join(errs, s.Close()) // somebody reads too slowly
+			}
+		}
+		return errs
+	})
+}
+
+func (m *Manager) httpServer(h http.Handler) *http.Server {
+	return &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(m.cfg.Logger.Handler(), slog.LevelDebug)}
+}
+
+// authenticated lets callers with an administrator's certificate pass. A node's certificate gives no right to the API.
+func authenticated(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
+			if units := r.TLS.VerifiedChains[0][0].Subject.OrganizationalUnit; len(units) == 1 && units[0] == transport.RoleAdmin {
+				next.ServeHTTP(w, r)
+				return
+			}
+		}
+		e := api.Errorf(api.CodeUnauthorized, "this address answers only callers with a certificate of this cluster").
+			WithMend("make one on a manager with `baton context export`, or use the manager's local socket")
+		w.Header().Set("Content-Type", e.ContentType(""))
+		w.WriteHeader(e.Status)
+		_ = json.NewEncoder(w).Encode(e) // a caller that is gone needs no answer
+	})
+}
