@@ -210,14 +210,31 @@ func (w *managing) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	listener, err := server.ListenUnix(w.path())
-	if err != nil {
-		return errors.Join(err, m.Close())
-	}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	w.cancel, w.ended = cancel, make(chan error, 1)
 	p.manager.Store(m)
-	go func() { w.ended <- m.Run(run, listener) }()
+	go func() { w.ended <- m.Run(run) }()
+	if p.node.Load() != nil {
+		return w.open()
+	}
+	return nil
+}
+
+// open makes the local socket of a manager, once there is a node that its users can ask for.
+func (w *managing) open() error {
+	m := w.process.manager.Load()
+	if m == nil {
+		return nil
+	}
+	l, err := server.ListenUnix(w.path())
+	if err != nil {
+		return err
+	}
+	go func() {
+		if err := m.ServeLocal(l); err != nil {
+			w.process.log.Error("the local API ended", "err", err)
+		}
+	}()
 	return nil
 }
 

@@ -134,6 +134,9 @@ func (p *process) run(ctx context.Context) error {
 		return errors.Join(err, wing.stop())
 	}
 	p.node.Store(n)
+	if err := wing.open(); err != nil {
+		return errors.Join(err, wing.stop(), n.Close(context.WithoutCancel(ctx)))
+	}
 	p.log.Info("ready", "data", p.dir, "version", Version, "role", f.Role, "listen", f.listen())
 	if p.cfg.Ready != nil {
 		p.cfg.Ready(wing.socket())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -184,7 +185,19 @@ func (c *core) checkSnapshot(snaps raft.SnapshotStore) error {
 	if err != nil {
 		return fmt.Errorf("%w: snapshot %s: %w: %s", ErrDamaged, kept[0].ID, err, mend)
 	}
-	return r.Close()
+	return errors.Join(c.readable(r, mend), r.Close())
+}
+
+// readable reads a snapshot to its end: it may have been encrypted with another key.
+func (c *core) readable(r io.Reader, mend string) error {
+	plain, err := c.owner.fsm.vault.reader(r)
+	if err == nil {
+		_, err = io.Copy(io.Discard, plain)
+	}
+	if err != nil {
+		return fmt.Errorf("snapshot: %w: %s", err, mend)
+	}
+	return nil
 }
 
 // checkMember refuses a directory that belongs to another node: this one could never win an election in it.
@@ -290,7 +303,7 @@ func (c *core) send(ctx context.Context, all []*proposal, size int64) {
 			txns, batch = append(txns, *p.txn), append(batch, p)
 		}
 	}
-	entry, err := encodeEntry(txns)
+	entry, err := encodeEntry(c.owner.fsm.vault, txns)
 	if err != nil || len(batch) == 0 {
 		c.room.Release(size)
 		for _, p := range batch {

@@ -15,6 +15,9 @@
 // A log entry carries the transactions of one group commit:
 //
 //	format 1 byte (1) | CRC-32C of what follows, 4 bytes big-endian | transactions (layout in package store)
+//	format 1 byte (2) | salt 16 bytes | counter 8 bytes | AES-256-GCM of the transactions
+//
+// The second form is used when there is a key; a snapshot's state.bin is then a stream of encrypted chunks (vault.writer).
 //
 // # Invariants
 //

@@ -17,7 +17,7 @@ func entry(t testing.TB, names ...string) []byte {
 	for _, n := range names {
 		txn.Put(&cluster.Node{Meta: cluster.Meta{ID: cluster.NewID(nil)}, Name: n})
 	}
-	data, err := encodeEntry([]store.Txn{txn})
+	data, err := encodeEntry(nil, []store.Txn{txn})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -26,9 +26,9 @@ func entry(t testing.TB, names ...string) []byte {
 
 func FuzzDecodeEntry(f *testing.F) {
 	f.Add(entry(f, "a", "b"))
-	f.Add([]byte{entryFormat, 0, 0, 0, 0})
+	f.Add([]byte{entryClear, 0, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if _, err := decodeEntry(data); err != nil && !errors.Is(err, ErrDamaged) {
+		if _, err := decodeEntry(nil, data); err != nil && !errors.Is(err, ErrDamaged) {
 			t.Fatalf("got %v", err)
 		}
 	})

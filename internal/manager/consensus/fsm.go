@@ -15,35 +15,49 @@ import (
 )
 
 const (
-	entryFormat = 1
-	entryHeader = 5
+	entryClear  = 1 // format | CRC-32C | transactions
+	entrySealed = 2 // format | what vault.seal makes of the transactions
+	entryHeader = 5 // bytes before the transactions of a clear one
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // encodeEntry draws up one log entry; the layout is in the package doc.
-func encodeEntry(txns []store.Txn) ([]byte, error) {
+func encodeEntry(v *vault, txns []store.Txn) ([]byte, error) {
 	body, err := store.EncodeTxns(txns)
 	if err != nil {
 		return nil, err
 	}
+	if v != nil {
+		return append([]byte{entrySealed}, v.seal(body)...), nil
+	}
 	e := make([]byte, 0, entryHeader+len(body))
-	e = append(e, entryFormat)
+	e = append(e, entryClear)
 	e = binary.BigEndian.AppendUint32(e, crc32.Checksum(body, castagnoli))
 	return append(e, body...), nil
 }
 
 // decodeEntry reads what encodeEntry wrote. raft-wal does not look at checksums when it reads, so this does.
-func decodeEntry(data []byte) ([]store.Txn, error) {
+func decodeEntry(v *vault, data []byte) ([]store.Txn, error) {
 	if len(data) < entryHeader {
 		return nil, fmt.Errorf("%w: an entry of %d bytes", ErrDamaged, len(data))
 	}
-	if data[0] != entryFormat {
-		return nil, fmt.Errorf("%w: an entry of format %d: use the version of the program that wrote it", ErrDamaged, data[0])
-	}
 	body := data[entryHeader:]
-	if want, got := binary.BigEndian.Uint32(data[1:]), crc32.Checksum(body, castagnoli); want != got {
-		return nil, fmt.Errorf("%w: an entry's checksum is %08x, want %08x", ErrDamaged, got, want)
+	switch data[0] {
+	case entrySealed:
+		if v == nil {
+			return nil, fmt.Errorf("%w: an entry is encrypted and there is no key", ErrDamaged)
+		}
+		var err error
+		if body, err = v.open(data[1:]); err != nil {
+			return nil, err
+		}
+	case entryClear:
+		if want, got := binary.BigEndian.Uint32(data[1:]), crc32.Checksum(body, castagnoli); want != got {
+			return nil, fmt.Errorf("%w: an entry's checksum is %08x, want %08x", ErrDamaged, got, want)
+		}
+	default:
+		return nil, fmt.Errorf("%w: an entry of format %d: use the version of the program that wrote it", ErrDamaged, data[0])
 	}
 	txns, err := store.DecodeTxns(body)
 	if err != nil {
@@ -55,6 +69,7 @@ func decodeEntry(data []byte) ([]store.Txn, error) {
 // machine applies committed entries to the store. It outlives a reopened log, and then skips what the store has already.
 type machine struct {
 	store *store.Store
+	vault *vault
 	log   *slog.Logger
 
 	mu     sync.Mutex
@@ -97,7 +112,7 @@ func (m *machine) ApplyBatch(logs []*raft.Log) []any {
 			continue
 		}
 		if failed == nil {
-			txns, err := decodeEntry(l.Data)
+			txns, err := decodeEntry(m.vault, l.Data)
 			if err == nil {
 				entries = append(entries, store.Entry{At: store.Version(l.Index), Txns: txns})
 				places = append(places, i)
@@ -118,25 +133,47 @@ func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
 	if err := m.failure(); err != nil {
 		return nil, err
 	}
-	return frozen{m.store.Snapshot()}, nil
+	return frozen{m.store.Snapshot(), m.vault}, nil
 }
 
 // Restore implements raft.FSM.
 func (m *machine) Restore(r io.ReadCloser) error {
-	return errors.Join(m.store.Restore(r), r.Close())
+	plain, err := m.vault.reader(r)
+	if err == nil {
+		err = m.store.Restore(plain)
+	}
+	return errors.Join(err, r.Close())
 }
 
 // frozen is a snapshot on its way to disk.
-type frozen struct{ snap store.Snapshot }
+type frozen struct {
+	snap  store.Snapshot
+	vault *vault
+}
 
 var _ raft.FSMSnapshot = frozen{}
 
 // Persist implements raft.FSMSnapshot.
 func (f frozen) Persist(sink raft.SnapshotSink) error {
-	if _, err := f.snap.WriteTo(sink); err != nil {
+	if err := f.write(sink); err != nil {
 		return errors.Join(err, sink.Cancel())
 	}
 	return sink.Close()
+}
+
+func (f frozen) write(w io.Writer) error {
+	if f.vault == nil {
+		_, err := f.snap.WriteTo(w)
+		return err
+	}
+	sealed, err := f.vault.writer(w)
+	if err != nil {
+		return err
+	}
+	if _, err := f.snap.WriteTo(sealed); err != nil {
+		return err
+	}
+	return sealed.Close()
 }
 
 // Release implements raft.FSMSnapshot.

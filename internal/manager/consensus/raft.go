@@ -23,6 +23,9 @@ type Config struct {
 	NodeID string       // this manager's name in the log; it never changes
 	Store  *store.Store // empty; everything committed is applied to it
 	Logger *slog.Logger // default: none
+	// Key, of KeyBytes bytes, encrypts entries and snapshots on disk and on their way to other managers, which need the same;
+	// nil: everything is in clear. What was written in clear stays readable.
+	Key []byte
 
 	// Transport makes what connects the managers, anew each time that the log is opened, which closes it. The default, nil, is
 	// a single voter that talks to nobody.
@@ -126,12 +129,16 @@ func Open(ctx context.Context, cfg Config) (*Raft, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
+	vault, err := newVault(cfg.Key)
+	if err != nil {
+		return nil, fmt.Errorf("open log: %w", err)
+	}
 	lock, err := lockDir(cfg.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
 	r := &Raft{
-		cfg: cfg, lock: lock, fsm: &machine{store: cfg.Store, log: cfg.Logger},
+		cfg: cfg, lock: lock, fsm: &machine{store: cfg.Store, vault: vault, log: cfg.Logger},
 		queue: make(chan *proposal, QueueMax), stopped: make(chan struct{}), terms: newTerms(Term{}),
 		free: freeSpace{dir: cfg.Dir, reserve: cfg.DiskReserve},
 	}

@@ -43,6 +43,7 @@ type Sealer struct {
 	key    []byte
 	aead   cipher.AEAD
 	digest []byte
+	log    []byte
 }
 
 // NewSealer derives the keys from 32 bytes of key material.
@@ -66,11 +67,18 @@ func NewSealer(key []byte) (*Sealer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sealing key: %w", err)
 	}
-	return &Sealer{key: bytes.Clone(key), aead: aead, digest: digest}, nil
+	log, err := hkdf.Key(sha256.New, key, nil, "baton log", keySize)
+	if err != nil {
+		return nil, fmt.Errorf("derive the log's key: %w", err)
+	}
+	return &Sealer{key: bytes.Clone(key), aead: aead, digest: digest, log: log}, nil
 }
 
 // Key is the key material, for another manager of the same cluster.
 func (s *Sealer) Key() []byte { return bytes.Clone(s.key) }
+
+// LogKey is what the log and its snapshots are encrypted with.
+func (s *Sealer) LogKey() []byte { return bytes.Clone(s.log) }
 
 // InstallKey writes the key of the cluster that a manager joins. Another key that is there already is an error: what it
 // sealed would be lost.

@@ -16,26 +16,27 @@ import (
 	"baton/internal/wire/transport"
 )
 
-// serveAPI answers the public API on the local socket, where whoever may open it may use it, and on the port, where callers
-// must show who they are.
-func (m *Manager) serveAPI(ctx context.Context, g *errgroup.Group, local net.Listener) {
-	servers := []*http.Server{m.httpServer(m.api.Handler()), m.httpServer(authenticated(m.api.Handler()))}
-	for i, l := range []net.Listener{local, m.part(ctx, transport.ProtocolAPI)} {
-		g.Go(func() error {
-			err := servers[i].Serve(l)
-			if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
-				return nil
-			}
-			return fmt.Errorf("API: %w", err)
-		})
+// ServeLocal answers the public API on the local socket, where whoever may open it may use it, until Run ends.
+func (m *Manager) ServeLocal(l net.Listener) error { return served(m.local.Serve(l)) }
+
+func served(err error) error {
+	if errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
+		return nil
 	}
+	return fmt.Errorf("API: %w", err)
+}
+
+// serveAPI answers the public API on the port, where callers must show who they are, and ends it everywhere with ctx.
+func (m *Manager) serveAPI(ctx context.Context, g *errgroup.Group) {
+	remote := m.httpServer(authenticated(m.api.Handler()))
+	g.Go(func() error { return served(remote.Serve(m.part(ctx, transport.ProtocolAPI))) })
 	g.Go(func() error {
 		<-ctx.Done()
 		m.api.Close()
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownMax)
 		defer cancel()
 		var errs error
-		for _, s := range servers {
+		for _, s := range []*http.Server{m.local, remote} {
 			if s.Shutdown(end) != nil {
 				errs = errors.Join(errs, s.Close()) // somebody reads too slowly
 			}

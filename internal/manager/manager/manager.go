@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -85,6 +86,7 @@ type Manager struct {
 	dispatcher *dispatch.Dispatcher
 	controller *control.Controller
 	api        *server.Server
+	local      *http.Server // of the local socket
 }
 
 // Open opens the port, recovers the state and, on the first start, founds the cluster.
@@ -107,7 +109,7 @@ func Open(ctx context.Context, cfg Config) (_ *Manager, err error) {
 		return nil, err
 	}
 	m.raft, err = consensus.Open(ctx, consensus.Config{
-		Dir: filepath.Join(cfg.Dir, "log"), NodeID: cfg.NodeID.String(), Store: m.store, Logger: cfg.Logger,
+		Dir: filepath.Join(cfg.Dir, "log"), NodeID: cfg.NodeID.String(), Store: m.store, Logger: cfg.Logger, Key: m.sealer.LogKey(),
 		Transport: func() (raft.Transport, error) { return newTransport(m.port, m.peers, cfg.NodeID) },
 		Join:      cfg.Join, Alone: m.alone(),
 	})
@@ -129,6 +131,7 @@ func Open(ctx context.Context, cfg Config) (_ *Manager, err error) {
 		Log: m.log, Store: m.store, Nodes: m.nodes, Sealer: m.sealer, Keeper: m.keeper, Members: m.membersNow, Planner: planner{seed: seed(cfg.NodeID)},
 		ClusterName: cfg.ClusterName, Version: cfg.Version, Logger: cfg.Logger,
 	})
+	m.local = m.httpServer(m.api.Handler())
 	return m, nil
 }
 
@@ -172,8 +175,8 @@ func (m *Manager) Node() (*cluster.Node, bool) {
 	return store.Get[*cluster.Node](m.store.Snapshot(), m.cfg.NodeID)
 }
 
-// Run works, answering local API requests on l, until ctx ends; then it hands leadership over and closes the log.
-func (m *Manager) Run(ctx context.Context, l net.Listener) error {
+// Run works until ctx ends; then it closes the log. ServeLocal, if it is called, ends with it.
+func (m *Manager) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return m.dispatcher.Run(ctx) })
 	g.Go(func() error { return m.lead(ctx) })
@@ -189,7 +192,7 @@ func (m *Manager) Run(ctx context.Context, l net.Listener) error {
 		part.serve(s)
 		g.Go(func() error { return rpc.Serve(ctx, s, m.part(ctx, part.protocol)) })
 	}
-	m.serveAPI(ctx, g, l)
+	m.serveAPI(ctx, g)
 	return errors.Join(g.Wait(), m.Close())
 }
 

@@ -119,7 +119,25 @@ func (s *Server) prepare(snap store.Snapshot, req api.UpRequest, now time.Time) 
 	}
 	p := &prepared{snap: snap, dep: dep}
 	s.write(p, m, st == nil, now)
+	if !p.txn.Empty() && publishes(&want) {
+		claimPorts(snap, &p.txn)
+	}
 	return p, nil
+}
+
+func publishes(want *spec.Stack) bool {
+	return slices.ContainsFunc(want.Services, func(s spec.Service) bool {
+		return slices.ContainsFunc(s.Ports, func(p spec.Port) bool { return p.Published != 0 })
+	})
+}
+
+// claimPorts makes the transaction conflict with any other one that publishes ports and was decided on the same state.
+func claimPorts(snap store.Snapshot, txn *store.Txn) {
+	if settings, ok := snap.Settings(); ok {
+		c := cluster.Copy(settings)
+		c.PortClaims++
+		txn.Put(c)
+	}
 }
 
 func newID() cluster.ID { return cluster.NewID(nil) }

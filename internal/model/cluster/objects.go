@@ -327,6 +327,9 @@ type Settings struct {
 	// Mesh and MeshPort say how the nodes' subnets are connected; chosen when the cluster is founded.
 	Mesh     Mesh   `json:"mesh,omitempty"`
 	MeshPort uint16 `json:"meshPort,omitempty"`
+	// PortClaims counts the deployments that publish ports. Each writes it, so that two of them at once cannot take the same
+	// port: the second one is refused and looks again.
+	PortClaims uint64 `json:"portClaims,omitempty"`
 }
 
 // Mesh is how packets go from a node's tasks to those of another.
