@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +17,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -32,10 +35,36 @@ const (
 
 // Config says where the API is.
 type Config struct {
-	// Address is unix:///path/to.sock, https://host:port, or http://host:port with a loopback host.
+	// Address is unix:///path/to.sock, https://host:port, or http://host:port with a loopback host. An https address may name
+	// several managers, as in https://h1:7701,h2:7701: the first one that answers is used.
 	Address string
+	// TLS says who the cluster and the caller are; nil: as the system decides, and no certificate.
+	TLS *TLS
 	// UserAgent is sent with each request; default "baton-client".
 	UserAgent string
+}
+
+// TLS is what an https address needs to reach a cluster: whom to trust, and the caller's certificate (all PEM).
+type TLS struct {
+	Roots       []byte `json:"roots"`
+	Certificate []byte `json:"certificate"`
+	Key         []byte `json:"key"`
+}
+
+// managerName is in the certificate of every manager.
+const managerName = "manager.baton.internal"
+
+// config makes what crypto/tls needs.
+func (t *TLS) config() (*tls.Config, error) {
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(t.Roots) {
+		return nil, api.Errorf(api.CodeInvalid, "there is no certificate to trust")
+	}
+	cert, err := tls.X509KeyPair(t.Certificate, t.Key)
+	if err != nil {
+		return nil, api.Errorf(api.CodeInvalid, "the certificate and its key cannot be used: %s", err)
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, Certificates: []tls.Certificate{cert}, ServerName: managerName}, nil
 }
 
 // Client speaks to one manager. Make one with New.
@@ -44,6 +73,8 @@ type Client struct {
 	shown string // the address as the user knows it
 	agent string
 	http  *http.Client
+	// upgrade is for WebSockets, which need HTTP/1.1.
+	upgrade *http.Client
 }
 
 // New checks the address; it does not connect.
@@ -73,6 +104,13 @@ func New(cfg Config) (*Client, error) {
 		if u.Host == "" || u.Path != "" && u.Path != "/" || u.RawQuery != "" {
 			return nil, badAddress(cfg.Address, "it must be scheme, host and port only")
 		}
+		if strings.Contains(u.Host, ",") {
+			if u.Scheme == "http" {
+				return nil, badAddress(cfg.Address, "several managers are reached by https:// only")
+			}
+			transport.DialContext = anyOf(dialer, strings.Split(u.Host, ","))
+			u.Host = managerName
+		}
 		if u.Scheme == "http" && !loopback(u.Hostname()) {
 			return nil, badAddress(cfg.Address, "http:// is for this machine only, since anybody on the way could read and change what is sent: use https://")
 		}
@@ -81,8 +119,36 @@ func New(cfg Config) (*Client, error) {
 	default:
 		return nil, badAddress(cfg.Address, "it must start with unix:// or https://")
 	}
-	c.http = &http.Client{Transport: transport}
+	if cfg.TLS != nil {
+		if transport.TLSClientConfig, err = cfg.TLS.config(); err != nil {
+			return nil, err
+		}
+		transport.Proxy = nil
+	}
+	upgrade := transport.Clone()
+	upgrade.ForceAttemptHTTP2, upgrade.Protocols = false, new(http.Protocols)
+	upgrade.Protocols.SetHTTP1(true)
+	c.http, c.upgrade = &http.Client{Transport: transport}, &http.Client{Transport: upgrade}
 	return c, nil
+}
+
+// anyOf dials the first of several managers that answers, beginning with the one that did last.
+func anyOf(d *net.Dialer, hosts []string) func(context.Context, string, string) (net.Conn, error) {
+	var last atomic.Int32
+	return func(ctx context.Context, network, _ string) (net.Conn, error) {
+		var errs error
+		first := int(last.Load())
+		for i := range hosts {
+			at := (first + i) % len(hosts)
+			c, err := d.DialContext(ctx, network, hosts[at])
+			if err == nil {
+				last.Store(int32(at))
+				return c, nil
+			}
+			errs = errors.Join(errs, err)
+		}
+		return nil, errs
+	}
 }
 
 func badAddress(address, why string) error {
@@ -98,7 +164,10 @@ func loopback(host string) bool {
 }
 
 // Close closes idle connections.
-func (c *Client) Close() { c.http.CloseIdleConnections() }
+func (c *Client) Close() {
+	c.http.CloseIdleConnections()
+	c.upgrade.CloseIdleConnections()
+}
 
 // Address is where the client sends its requests, as it was given.
 func (c *Client) Address() string { return c.shown }

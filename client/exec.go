@@ -46,7 +46,7 @@ func (c *Client) Exec(ctx context.Context, e Execution) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	conn, resp, err := websocket.Dial(ctx, r.URL.String(), &websocket.DialOptions{HTTPClient: c.http, HTTPHeader: r.Header})
+	conn, resp, err := websocket.Dial(ctx, r.URL.String(), &websocket.DialOptions{HTTPClient: c.upgrade, HTTPHeader: r.Header})
 	if err != nil {
 		switch {
 		case ctx.Err() != nil:

@@ -141,6 +141,11 @@ func (c *Client) MakeToken(ctx context.Context, req api.TokenRequest) (api.JoinT
 	return send[api.JoinToken](ctx, c, http.MethodPost, path("tokens"), nil, req)
 }
 
+// SignCertificate gets a certificate for a user's key, with all rights.
+func (c *Client) SignCertificate(ctx context.Context, req api.CertificateRequest) (api.Certificate, error) {
+	return send[api.Certificate](ctx, c, http.MethodPost, path("certificates"), nil, req)
+}
+
 // PatchNode changes a node's availability or labels.
 func (c *Client) PatchNode(ctx context.Context, name string, p api.NodePatch) (api.Node, error) {
 	return send[api.Node](ctx, c, http.MethodPatch, path("nodes", name), nil, p)

@@ -44,3 +44,19 @@ type TokenRequest struct {
 	// Rotate takes away all other tokens of the role.
 	Rotate bool `json:"rotate,omitempty"`
 }
+
+// CertificateRequest asks for a certificate with which a user reaches the API from elsewhere.
+type CertificateRequest struct {
+	Name string `json:"name" doc:"of the user; it stands in events"`
+	// CSR is a certificate request (DER) for the user's key, which stays with the user.
+	CSR []byte `json:"csr"`
+	// TTL is how long it is good, as in 24h; default 2160h (90 days).
+	TTL string `json:"ttl,omitempty"`
+}
+
+// Certificate is a user's certificate, with whom to trust (PEM) and where the managers answer (host:port).
+type Certificate struct {
+	Certificate []byte   `json:"certificate"`
+	Roots       []byte   `json:"roots"`
+	Managers    []string `json:"managers"`
+}

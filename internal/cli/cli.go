@@ -61,6 +61,7 @@ type app struct {
 
 	// Global flags.
 	host    string
+	context string
 	stack   string
 	output  string
 	quiet   bool
@@ -208,6 +209,7 @@ Give it the Compose file you already own:
 	root.SetErr(a.err)
 	f := root.PersistentFlags()
 	f.StringVar(&a.host, "host", "", "address of the API: unix:///path or https://host:port (BATON_HOST; default: this node's socket)")
+	f.StringVar(&a.context, "context", "", "the cluster to speak to, of those that `baton context ls` shows (BATON_CONTEXT)")
 	f.StringVarP(&a.stack, "stack", "s", "", "the stack (default: the one of the Compose file here, else the only one)")
 	f.StringVarP(&a.output, "output", "o", "table", "output of lists: table, wide, json, yaml or name")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "print names or ids only")
@@ -220,7 +222,7 @@ Give it the Compose file you already own:
 	a.add(root, "look", a.lsCmd(), a.psCmd(), a.statusCmd(), a.whyCmd(), a.logsCmd(), a.eventsCmd(), a.statsCmd())
 	a.add(root, "act", a.execCmd(), a.scaleCmd(), a.restartCmd())
 	a.add(root, "keep", a.secretCmd(), a.cfgCmd(), a.volumeCmd(), a.imageCmd())
-	a.add(root, "node", a.serverCmd(), a.initCmd(), a.joinCmd(), a.resetCmd(), a.nodeCmd(), a.tokenCmd(), a.clusterCmd())
+	a.add(root, "node", a.serverCmd(), a.initCmd(), a.joinCmd(), a.resetCmd(), a.nodeCmd(), a.tokenCmd(), a.clusterCmd(), a.contextCmd())
 	root.AddCommand(a.versionCmd())
 	return root
 }
@@ -252,7 +254,17 @@ func (a *app) dial() (*client.Client, error) {
 	if a.api != nil {
 		return a.api, nil
 	}
-	c, err := client.New(client.Config{Address: a.address(), UserAgent: "baton/" + a.hooks.Version})
+	conf := client.Config{UserAgent: "baton/" + a.hooks.Version}
+	if name := a.currentContext(); name != "" && (a.context != "" || a.host == "" && os.Getenv("BATON_HOST") == "") {
+		saved, err := loadContext(name)
+		if err != nil {
+			return nil, err
+		}
+		conf.Address, conf.TLS = saved.Address, &saved.TLS
+	} else {
+		conf.Address = a.address()
+	}
+	c, err := client.New(conf)
 	if err != nil {
 		return nil, err
 	}

@@ -19,6 +19,7 @@ import (
 const (
 	tokensMax = 100
 	ttlMin    = time.Minute
+	lifeMax   = 5 * 365 * 24 * time.Hour // of a user's certificate
 )
 
 func (s *Server) clusterRoutes() {
@@ -33,6 +34,10 @@ func (s *Server) clusterRoutes() {
 	handle(s, operation{method: http.MethodPost, path: "/v1/tokens", id: "makeToken", summary: "Make a join token", tag: "cluster"},
 		func(ctx context.Context, in *struct{ Body api.TokenRequest }) (api.JoinToken, error) {
 			return s.makeToken(ctx, in.Body)
+		})
+	handle(s, operation{method: http.MethodPost, path: "/v1/certificates", id: "signCertificate", summary: "Sign a certificate with which a user reaches the API from elsewhere", tag: "cluster"},
+		func(ctx context.Context, in *struct{ Body api.CertificateRequest }) (api.Certificate, error) {
+			return s.signCertificate(ctx, in.Body)
 		})
 	type removeIn struct {
 		NamePath
@@ -227,6 +232,50 @@ func (s *Server) makeToken(ctx context.Context, req api.TokenRequest) (api.JoinT
 		return api.JoinToken{}, api.Errorf(api.CodeConflict, "the token was rotated meanwhile").WithMend("see `baton token ls`")
 	}
 	return s.token(snap, t)
+}
+
+// signCertificate makes an administrator's certificate. That it was made is written down.
+func (s *Server) signCertificate(ctx context.Context, req api.CertificateRequest) (api.Certificate, error) {
+	var out api.Certificate
+	life := identity.CertificateLife
+	if req.TTL != "" {
+		var err error
+		if life, err = time.ParseDuration(req.TTL); err != nil || life < ttlMin || life > lifeMax {
+			return out, api.Errorf(api.CodeInvalid, "%q is not a time from %s to %s", req.TTL, ttlMin, lifeMax).At("ttl").WithMend("write it like 24h")
+		}
+	}
+	if !validName(req.Name) {
+		return out, api.Errorf(api.CodeInvalid, "%q is not a name for a user", req.Name).At("name").WithMend("use letters, digits, dots and dashes")
+	}
+	snap := s.cfg.Store.Snapshot()
+	stored, ok := store.Get[*cluster.Authority](snap, cluster.AuthorityID)
+	if !ok || s.cfg.Keeper == nil {
+		return out, api.Errorf(api.CodeUnsupported, "this cluster has no certificate authority")
+	}
+	a, err := s.cfg.Keeper.Open(stored)
+	if err != nil {
+		return out, err
+	}
+	out.Certificate, err = a.Sign(req.CSR, identity.Subject{Name: req.Name, Role: transport.RoleAdmin, Life: life}, s.cfg.Now())
+	if err != nil {
+		return out, api.Errorf(api.CodeInvalid, "%s", err).At("csr")
+	}
+	out.Roots = identity.RootsPEM(stored)
+	for n := range store.All[*cluster.Node](snap) {
+		if n.Manager && n.Description.Listen != "" {
+			out.Managers = append(out.Managers, n.Description.Listen)
+		}
+	}
+	slices.Sort(out.Managers)
+	first := true
+	return out, s.retry(ctx, func(_ store.Snapshot, now time.Time) (store.Txn, error) {
+		var txn store.Txn
+		if first {
+			first = false
+			s.event(&txn, now, "cluster.certificate", fmt.Sprintf("a certificate for user %s was signed, good for %s", req.Name, life), func(*cluster.Event) {})
+		}
+		return txn, nil
+	}, func(store.Version) {})
 }
 
 func roleName(n *cluster.Node) string {
