@@ -340,6 +340,22 @@ func (m *machine) run(cmd *exec.Cmd, stdin []byte) result {
 	return result{stdout: stdout.String(), stderr: stderr.String(), code: cmd.ProcessState.ExitCode()}
 }
 
+// runIn runs a command whose network is the namespace at path.
+func runIn(t *testing.T, path string, cmd *exec.Cmd, stdin []byte) result {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &stdout, &stderr
+	if err := startIn(path, cmd); err != nil {
+		t.Fatalf("%v: %v", cmd.Args, err)
+	}
+	err := cmd.Wait()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatalf("%v: %v", cmd.Args, err)
+	}
+	return result{stdout: stdout.String(), stderr: stderr.String(), code: cmd.ProcessState.ExitCode()}
+}
+
 // baton runs the command line tool, which must succeed, and returns what it printed.
 func (m *machine) baton(args ...string) string {
 	m.t.Helper()
