@@ -3,21 +3,13 @@ package process
 import (
 	"context"
 	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-
 	"baton/internal/manager/identity"
+	"baton/internal/node/uplink"
 	"baton/internal/wire/agentapi"
 	"baton/internal/wire/rpc"
 	"baton/internal/wire/transport"
@@ -49,26 +41,10 @@ func (p *process) enter(ctx context.Context) error {
 // clusterName is what a new cluster is called.
 const clusterName = "default"
 
-// ParseJoin splits TOKEN@HOST[:PORT].
-func ParseJoin(s string) (identity.Token, string, error) {
-	text, address, ok := strings.Cut(strings.TrimSpace(s), "@")
-	if !ok || address == "" {
-		return identity.Token{}, "", errors.New("want TOKEN@HOST:PORT: copy the whole line that `baton token ls` prints on a manager")
-	}
-	token, err := identity.ParseToken(text)
-	if err != nil {
-		return identity.Token{}, "", err
-	}
-	if _, _, err := net.SplitHostPort(address); err != nil {
-		address = net.JoinHostPort(strings.Trim(address, "[]"), strconv.Itoa(transport.PortDefault))
-	}
-	return token, address, nil
-}
-
 // join asks a manager to make this machine a member, again for a while when it cannot be reached: machines often start
 // together.
 func (p *process) join(ctx context.Context) error {
-	token, address, err := ParseJoin(p.cfg.Join)
+	token, address, err := transport.ParseJoin(p.cfg.Join)
 	if err != nil {
 		return err
 	}
@@ -85,8 +61,11 @@ func (p *process) join(ctx context.Context) error {
 	defer cancel()
 	for {
 		err := p.tryJoin(ctx, token, address)
-		if err == nil || ctx.Err() != nil || !passing(err) {
-			return err
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil || !uplink.Passing(err) {
+			return fmt.Errorf("join %s: %s", address, rpc.Message(err))
 		}
 		p.log.Warn("cannot join yet", "manager", address, "err", rpc.Message(err))
 		select {
@@ -97,44 +76,16 @@ func (p *process) join(ctx context.Context) error {
 	}
 }
 
-// errOtherCluster refuses a machine that pretends to be the cluster.
-var errOtherCluster = errors.New("the manager at this address is not of the cluster that the token is for, or somebody in between pretends to be it: check the address, and get the token anew with `baton token ls` on a manager")
-
-// passing reports whether an error may be gone a moment later.
-func passing(err error) bool {
-	if errors.Is(err, errOtherCluster) {
-		return false
-	}
-	st, ok := status.FromError(err)
-	return !ok || st.Code() == codes.Unavailable || st.Code() == codes.Aborted
-}
-
-func (p *process) tryJoin(ctx context.Context, token identity.Token, address string) error {
-	conn, err := transport.Handshake(ctx, transport.TCP{}, address, &tls.Config{
-		MinVersion: tls.VersionTLS13, NextProtos: []string{transport.ProtocolJoin}, ServerName: transport.NameManager,
-		InsecureSkipVerify: true, // who it is, is checked against the token instead
-		VerifyConnection:   func(st tls.ConnectionState) error { return verifyManager(token, st.PeerCertificates) },
-	})
-	if err != nil {
-		return err
-	}
+func (p *process) tryJoin(ctx context.Context, token transport.Token, address string) error {
 	f := p.self.get()
 	if p.cfg.Advertise == "" {
 		f.Advertise = outwardAddress(address)
 	}
-	client := rpc.NewClientOn(conn)
-	defer client.Close()
-	r, err := transport.NewRequest(f.ID.String())
+	reply, err := uplink.Joining{
+		Network: transport.TCP{}, Token: token, Address: address, Credentials: p.creds,
+		Request: agentapi.JoinRequest{Nonce: f.Nonce, Node: f.ID, Name: f.Name, Listen: f.listen(), Hosts: hosts(f)},
+	}.Join(ctx)
 	if err != nil {
-		return err
-	}
-	reply, err := rpc.Call[agentapi.JoinReply](ctx, client, agentapi.JoinService, agentapi.CallJoin, agentapi.JoinRequest{
-		Secret: token.Secret, Nonce: f.Nonce, Node: f.ID, Name: f.Name, Listen: f.listen(), CSR: r.CSR, Hosts: hosts(f),
-	})
-	if err != nil {
-		if st, ok := status.FromError(err); ok && st.Code() != codes.Unavailable {
-			return status.Error(st.Code(), st.Message())
-		}
 		return err
 	}
 	if reply.Kit != nil {
@@ -142,34 +93,11 @@ func (p *process) tryJoin(ctx context.Context, token identity.Token, address str
 			return err
 		}
 	}
-	if err := p.creds.Install(r, reply.Certificate.Certificate, reply.Roots); err != nil {
-		return err
-	}
 	p.log.Info("joined", "cluster", reply.Cluster, "role", reply.Role, "manager", address)
 	return p.self.change(func(s *selfFile) {
 		s.Role, s.Cluster, s.Managers, s.Nonce, s.Advertise = reply.Role, reply.Cluster, reply.Managers, nil, f.Advertise
 		s.Entering = reply.Role == transport.RoleManager
 	})
-}
-
-// verifyManager checks that a manager's certificate is signed by the authority that the token is bound to.
-func verifyManager(token identity.Token, chain []*x509.Certificate) error {
-	roots := x509.NewCertPool()
-	known := false
-	for _, c := range chain {
-		if token.Trusts(c.Raw) {
-			roots.AddCert(c)
-			known = true
-		}
-	}
-	if !known || len(chain) == 0 {
-		return errOtherCluster
-	}
-	_, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, DNSName: transport.NameManager})
-	if err != nil {
-		return fmt.Errorf("%w (%w)", errOtherCluster, err)
-	}
-	return nil
 }
 
 // hosts are the names and addresses for which this node's certificate is good.

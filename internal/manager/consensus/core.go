@@ -74,6 +74,7 @@ func (r *Raft) openCore() (*core, error) {
 		return nil, errors.Join(diskError(cfg.Dir, fmt.Errorf("log on disk: %w", err)), meta.Close())
 	}
 	disk := newDiskLog(cfg.Dir, w)
+	disk.before = cfg.DiskFault
 	if cfg.hook != nil {
 		cfg.hook(disk)
 	}

@@ -56,6 +56,9 @@ type Config struct {
 	// StallMax is how long one write may take before this manager stops to lead. Default 2 s.
 	StallMax time.Duration
 
+	// DiskFault, when not nil, is called before each write of entries, which fails with its error. It is for simulations.
+	DiskFault func() error
+
 	hook func(*diskLog) // tests reach the disk through it
 }
 

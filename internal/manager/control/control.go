@@ -36,7 +36,7 @@ type Acks interface {
 	Acks() <-chan struct{}
 }
 
-// Config is what a controller is made of; all fields are required.
+// Config is what a controller is made of; all fields but Now are required.
 type Config struct {
 	Store  *store.Store
 	Log    Log
@@ -44,13 +44,20 @@ type Config struct {
 	Logger *slog.Logger
 	// Seed breaks the scheduler's ties.
 	Seed uint64
+	// Now is what planners are given; nil: time.Now.
+	Now func() time.Time
 }
 
 // Controller runs the leader's loop.
 type Controller struct{ cfg Config }
 
 // New makes a controller.
-func New(cfg Config) *Controller { return &Controller{cfg: cfg} }
+func New(cfg Config) *Controller {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &Controller{cfg: cfg}
+}
 
 const (
 	idleMax      = 5 * time.Second // look at the clock at least this often
@@ -101,7 +108,7 @@ func (c *Controller) follow(ctx context.Context) error {
 		case <-timer.C:
 		}
 		wait := idleMax
-		err := Work(ctx, Turn{Engine: engine, Cursor: cursor, Log: c.cfg.Log, Acks: c.cfg.Acks, Now: time.Now})
+		err := Work(ctx, Turn{Engine: engine, Cursor: cursor, Log: c.cfg.Log, Acks: c.cfg.Acks, Now: c.cfg.Now})
 		switch at := engine.WakeAt(); {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -113,7 +120,7 @@ func (c *Controller) follow(ctx context.Context) error {
 				c.cfg.Logger.Error("planning", "err", err)
 			}
 		case !at.IsZero():
-			wait = min(max(time.Until(at), wakeMin), idleMax)
+			wait = min(max(at.Sub(c.cfg.Now()), wakeMin), idleMax)
 		}
 		if said = ""; err != nil {
 			said = err.Error()

@@ -150,16 +150,6 @@ func encodeCert(der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
-// fingerprintBytes is how much of an authority's SHA-256 a join token carries: enough that nobody finds another authority
-// with the same.
-const fingerprintBytes = 20
-
-// Fingerprint names an authority's certificate in join tokens.
-func Fingerprint(certDER []byte) []byte {
-	sum := sha256.Sum256(certDER)
-	return sum[:fingerprintBytes]
-}
-
 // Keeper is a cluster's authority as it is stored, opened with the sealing key.
 type Keeper struct{ sealer *Sealer }
 

@@ -1,67 +1,20 @@
 package identity
 
 import (
-	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
-	"encoding/base32"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"baton/internal/model/cluster"
 	"baton/internal/wire/transport"
 )
 
-// secretBytes is the random part of a join token.
-const secretBytes = 16
-
-var tokenText = base32.NewEncoding("abcdefghijkmnpqrstuvwxyz23456789").WithPadding(base32.NoPadding)
-
-// Token is a join token. Its text form is
-//
-//	baton-worker-FINGERPRINT-SECRET   or   baton-manager-FINGERPRINT-SECRET
-//
-// The fingerprint binds it to the cluster's authority, so that whoever joins cannot be fooled by a machine in between.
-type Token struct {
-	Role        string
-	Fingerprint []byte
-	Secret      []byte
-}
-
-// String is the text form. It is a secret.
-func (t Token) String() string {
-	return "baton-" + t.Role + "-" + tokenText.EncodeToString(t.Fingerprint) + "-" + tokenText.EncodeToString(t.Secret)
-}
-
-// ParseToken reads the text form. Its errors do not repeat the token.
-func ParseToken(s string) (Token, error) {
-	f := strings.Split(strings.TrimSpace(s), "-")
-	bad := func(why string) (Token, error) {
-		return Token{}, fmt.Errorf("this is not a join token (%s): copy the whole line that `baton token ls` prints on a manager", why)
-	}
-	if len(f) != 4 || f[0] != "baton" {
-		return bad("it has another form")
-	}
-	if f[1] != transport.RoleWorker && f[1] != transport.RoleManager {
-		return bad("it is for neither a worker nor a manager")
-	}
-	fp, err := tokenText.DecodeString(f[2])
-	if err != nil || len(fp) != fingerprintBytes {
-		return bad("its fingerprint is incomplete")
-	}
-	secret, err := tokenText.DecodeString(f[3])
-	if err != nil || len(secret) != secretBytes {
-		return bad("its end is missing or has wrong letters")
-	}
-	return Token{Role: f[1], Fingerprint: fp, Secret: secret}, nil
-}
-
 // NewToken makes a join token for a role. A zero expires never ends.
 func (k *Keeper) NewToken(role string, id cluster.ID, now, expires time.Time) (*cluster.JoinToken, error) {
-	secret := make([]byte, secretBytes)
+	secret := make([]byte, transport.TokenSecretBytes)
 	if _, err := rand.Read(secret); err != nil {
 		return nil, fmt.Errorf("make a token: %w", err)
 	}
@@ -75,12 +28,12 @@ func (k *Keeper) NewToken(role string, id cluster.ID, now, expires time.Time) (*
 }
 
 // Token is the text form of a stored token, for users who may let machines join.
-func (k *Keeper) Token(t *cluster.JoinToken, o *cluster.Authority) (Token, error) {
+func (k *Keeper) Token(t *cluster.JoinToken, o *cluster.Authority) (transport.Token, error) {
 	secret, err := k.sealer.Open(t.Sealed, cluster.KindJoinToken, t.ID)
 	if err != nil {
-		return Token{}, fmt.Errorf("join token: %w", err)
+		return transport.Token{}, fmt.Errorf("join token: %w", err)
 	}
-	return Token{Role: t.Role, Fingerprint: Fingerprint(o.Signer), Secret: secret}, nil
+	return transport.Token{Role: t.Role, Fingerprint: transport.Fingerprint(o.Signer), Secret: secret}, nil
 }
 
 // ErrToken refuses a machine; it does not tell a wrong token from a rotated one.
@@ -108,6 +61,3 @@ func hashSecret(secret []byte) []byte {
 	sum := sha256.Sum256(append([]byte("baton join token/"), secret...))
 	return sum[:]
 }
-
-// Trusts reports whether a certificate (DER) is the authority that the token is bound to.
-func (t Token) Trusts(certDER []byte) bool { return bytes.Equal(t.Fingerprint, Fingerprint(certDER)) }

@@ -37,7 +37,8 @@ import (
 	"baton/internal/wire/transport"
 )
 
-// Config is what a manager is made of; all fields but Managers, Join and Patience are required.
+// Config is what a manager is made of; all fields but Hosts, Managers, Join, Patience, Now and
+// DiskFault are required.
 type Config struct {
 	Dir         string // state, keys and log
 	NodeID      cluster.ID
@@ -62,6 +63,9 @@ type Config struct {
 	Node     func() agentapi.NodeServices
 	Patience control.Patience
 	Logger   *slog.Logger
+	// Now is what planners take for the time, DiskFault what befalls writes of the log; both are for simulations, and nil else.
+	Now       func() time.Time
+	DiskFault func() error
 }
 
 // nodeBits is the prefix length of a node's subnet: 1,022 tasks per node.
@@ -111,7 +115,7 @@ func Open(ctx context.Context, cfg Config) (_ *Manager, err error) {
 	m.raft, err = consensus.Open(ctx, consensus.Config{
 		Dir: filepath.Join(cfg.Dir, "log"), NodeID: cfg.NodeID.String(), Store: m.store, Logger: cfg.Logger, Key: m.sealer.LogKey(),
 		Transport: func() (raft.Transport, error) { return newTransport(m.port, m.peers, cfg.NodeID) },
-		Join:      cfg.Join, Alone: m.alone(),
+		Join:      cfg.Join, Alone: m.alone(), DiskFault: cfg.DiskFault,
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open the log: %w", err), m.port.Close())
@@ -126,7 +130,7 @@ func Open(ctx context.Context, cfg Config) (_ *Manager, err error) {
 		return nil, fmt.Errorf("found the cluster: %w", err)
 	}
 	m.dispatcher = dispatch.New(dispatch.Config{Store: m.store, Log: m.log, Opener: m.sealer, Logger: cfg.Logger, Now: time.Now, Attendant: m})
-	m.controller = control.New(control.Config{Store: m.store, Log: m.raft, Acks: m.roster, Logger: cfg.Logger, Seed: seed(cfg.NodeID)})
+	m.controller = control.New(control.Config{Store: m.store, Log: m.raft, Acks: m.roster, Logger: cfg.Logger, Seed: seed(cfg.NodeID), Now: cfg.Now})
 	m.api = server.New(server.Config{
 		Log: m.log, Store: m.store, Nodes: m.nodes, Sealer: m.sealer, Keeper: m.keeper, Members: m.membersNow, Planner: planner{seed: seed(cfg.NodeID)},
 		ClusterName: cfg.ClusterName, Version: cfg.Version, Logger: cfg.Logger,
@@ -169,6 +173,27 @@ func (m *Manager) address(id string) (string, bool) {
 
 // Connector is where the agent of this process connects first.
 func (m *Manager) Connector() agentapi.Connector { return m.dispatcher }
+
+// Store and Log are for those who drive a manager without its API, as a simulation does.
+func (m *Manager) Store() *store.Store { return m.store }
+
+// Log is the log, as every manager may use it.
+func (m *Manager) Log() *consensus.Anywhere { return m.log }
+
+// JoinToken is a join token for a role.
+func (m *Manager) JoinToken(role string) (transport.Token, error) {
+	snap := m.store.Snapshot()
+	a, ok := store.Get[*cluster.Authority](snap, cluster.AuthorityID)
+	if !ok {
+		return transport.Token{}, errors.New("the cluster has no authority")
+	}
+	for t := range store.All[*cluster.JoinToken](snap) {
+		if t.Role == role {
+			return m.keeper.Token(t, a)
+		}
+	}
+	return transport.Token{}, fmt.Errorf("no join token for a %s", role)
+}
 
 // Node reads the node of this process from the store.
 func (m *Manager) Node() (*cluster.Node, bool) {
