@@ -173,7 +173,7 @@ func (d *Dispatcher) Connect(ctx context.Context, h agentapi.Hello) (agentapi.Se
 	s := newSession(d, h)
 	d.mu.Lock()
 	old := d.sessions[h.Node]
-	if old != nil && old.number > h.Session {
+	if old != nil && old.number > h.Session && old.silent() <= ConnectedMax {
 		d.mu.Unlock()
 		return nil, fmt.Errorf("node %s has opened another session since", h.Name)
 	}

@@ -93,6 +93,13 @@ func (d *Dispatcher) present() ([]Presence, map[*Session]uint64) {
 	return list, beats
 }
 
+// silent is how long ago the agent was heard.
+func (s *Session) silent() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dispatcher.cfg.Now().Sub(s.heard)
+}
+
 // confirm tells the agent that the leader knows of its heartbeat.
 func (s *Session) confirm(beat uint64) {
 	s.mu.Lock()

@@ -11,7 +11,7 @@ import (
 // Presence is what a manager tells the leader of one agent that is connected to it.
 type Presence struct {
 	Node    cluster.ID      `json:"node"`
-	Session uint64          `json:"session"` // number of the agent's session: the highest is the present one
+	Session uint64          `json:"session"` // number of the agent's session: the highest of those that are heard is the present one
 	Acked   cluster.Version `json:"acked"`   // what the node's load balancers follow
 	// Silent is how long ago the agent was heard last.
 	Silent time.Duration `json:"silent"`
@@ -63,10 +63,10 @@ func (r *Roster) Hear(manager string, list []Presence) {
 	now := r.now()
 	for _, p := range list {
 		a := r.nodes[p.Node]
-		if a != nil && a.session > p.Session {
+		if a != nil && a.session > p.Session && now.Sub(a.heard) <= ConnectedMax {
 			continue // the rest of a session that the agent has given up
 		}
-		if a == nil || a.session < p.Session || a.manager != manager {
+		if a == nil || a.session != p.Session || a.manager != manager {
 			a = &attendance{manager: manager, session: p.Session, acked: p.Acked}
 			r.nodes[p.Node] = a
 		}
