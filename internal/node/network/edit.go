@@ -48,6 +48,8 @@ type rulesInput struct {
 	self   netip.Addr
 	layout layout
 	state  agentapi.NetworkState
+	links  []string // of the mesh
+	peers  []meshPeer
 	local  []*attachment // sorted by address
 }
 
@@ -92,6 +94,10 @@ func (n *Network) install(want rulesInput) (moved bool, err error) {
 			have.sets[set] = wanted
 		}
 		have.members, have.local = want.state.Members, want.local
+	}
+	for set, wanted := range meshSets(want) {
+		have.sets[set].update(set, wanted, e)
+		have.sets[set] = wanted
 	}
 	for id := range e.chains {
 		if !have.chains[id] {

@@ -28,6 +28,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -46,7 +47,8 @@ type Config struct {
 
 	// NetNS is the path of the network namespace that is the node's; empty for the one of this process.
 	NetNS string
-	// MTU of the tasks' links, in bytes; default that of the link with the default route, else 1500.
+	// MTU of the tasks' links and of the mesh's own, in bytes. By default it is that of the link with the default route, else
+	// 1500, or that of a link to another node if smaller, less what the mesh adds to a packet.
 	MTU int
 	// ResolvConf lists the node's name servers; default /etc/resolv.conf.
 	ResolvConf string
@@ -61,6 +63,8 @@ type Network struct {
 	links *netlink.Handle
 	dns   *resolver
 
+	meshKey atomic.Pointer[string] // the newest public one
+
 	mu        sync.Mutex
 	node      agentapi.NodeConfig
 	attached  map[cluster.ID]*attachment
@@ -68,12 +72,28 @@ type Network struct {
 	applied   bool   // state is from a manager, not the zero value
 	installed *rules // what the kernel has, or nil when that is not known
 	mtu       int
+	mesh      mesh
 }
 
 var _ agent.Network = (*Network)(nil)
 
-// New opens the network of a node. It changes nothing in the kernel yet.
+// New opens the network of a node. In the kernel it changes nothing yet, but that in-process WireGuard, which ended with the
+// earlier process, is up again.
 func New(cfg Config) (*Network, error) {
+	n, err := open(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.loadKeys(); err != nil {
+		return nil, errors.Join(err, n.Close())
+	}
+	n.loadMesh()
+	n.resumeMesh()
+	return n, nil
+}
+
+// open makes a Network that is good for removing things.
+func open(cfg Config) (*Network, error) {
 	if cfg.NodeID.IsZero() || !filepath.IsAbs(cfg.StateDir) {
 		return nil, fmt.Errorf("network: want a node id and an absolute state directory, got %q and %q", cfg.NodeID, cfg.StateDir)
 	}
@@ -83,7 +103,7 @@ func New(cfg Config) (*Network, error) {
 	if cfg.ResolvConf == "" {
 		cfg.ResolvConf = "/etc/resolv.conf"
 	}
-	for _, dir := range []string{"netns", "tasks"} {
+	for _, dir := range []string{"netns", "tasks", "mesh"} {
 		if err := os.MkdirAll(filepath.Join(cfg.StateDir, dir), 0o700); err != nil {
 			return nil, fmt.Errorf("network state: %w", err)
 		}
@@ -104,11 +124,15 @@ func New(cfg Config) (*Network, error) {
 	return n, nil
 }
 
-// Close stops answering names and ends every goroutine. Everything in the kernel stays.
+// Close stops answering names and ends every goroutine. Everything in the kernel stays; in-process WireGuard pauses.
 func (n *Network) Close() error {
 	n.dns.close()
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.mesh.wg != nil {
+		n.mesh.wg.close()
+		n.mesh.wg = nil
+	}
 	n.links.Close()
 	return n.host.Close()
 }
@@ -120,6 +144,9 @@ func (n *Network) Configure(_ context.Context, c agentapi.NodeConfig) error {
 			return fmt.Errorf("node config: subnet %v, task pool %v, service pool %v: want IPv4 prefixes without host bits", c.Subnet, c.TaskPool, c.ServicePool)
 		}
 	}
+	if err := checkMesh(c); err != nil {
+		return err
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	first := !n.node.Subnet.IsValid()
@@ -127,12 +154,19 @@ func (n *Network) Configure(_ context.Context, c agentapi.NodeConfig) error {
 		return nil
 	}
 	n.node = c
-	if err := n.setUpHost(); err != nil {
+	err := n.setUpHost()
+	if err == nil {
+		err = n.followMesh()
+	}
+	if err != nil {
 		n.node = agentapi.NodeConfig{} // so that the next call tries again
 		return err
 	}
 	if first {
-		return n.adopt()
+		if err := n.adopt(); err != nil {
+			return err
+		}
+		return n.setTaskMTUs()
 	}
 	n.installed = nil // the pools are part of the rules
 	if n.applied {
@@ -229,6 +263,9 @@ func (n *Network) Apply(_ context.Context, s agentapi.NetworkState) error {
 		return errors.New("apply: the network is not configured yet")
 	}
 	n.state, n.applied = s, true
+	if err := n.followMesh(); err != nil {
+		return fmt.Errorf("apply network state: %w", err)
+	}
 	if err := n.sync(); err != nil {
 		return fmt.Errorf("apply network state: %w", err)
 	}
@@ -307,7 +344,7 @@ func (n *Network) sweepLinks(keep []cluster.ID) error {
 // an attached task needs, and leaves the rules of an earlier process as they are.
 func (n *Network) sync() error {
 	start := time.Now()
-	want := rulesInput{node: n.node, self: n.nodeAddress(), state: n.state, layout: n.names, local: make([]*attachment, 0, len(n.attached))}
+	want := rulesInput{node: n.node, self: n.nodeAddress(), state: n.state, layout: n.names, links: n.mesh.links, peers: n.mesh.record.Peers, local: make([]*attachment, 0, len(n.attached))}
 	for _, a := range n.attached {
 		want.local = append(want.local, a)
 	}
