@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"baton/internal/model/cluster"
+	"baton/internal/node/agent"
 	"baton/internal/wire/agentapi"
 )
 
@@ -136,14 +137,9 @@ func (u *underlay) apply(services []agentapi.Service, tasks ...*task) {
 }
 
 // attach makes a task whose name is unique over the nodes.
-func (u *underlay) attach(i int, last byte, change func(*task), networks ...cluster.ID) *task {
+func (u *underlay) attach(i int, last byte, networks ...cluster.ID) *task {
 	u.t.Helper()
-	tk := u.nodes[i].attach(last, nil, networks...)
-	tk.Hostname = fmt.Sprintf("n%d-%d", i+1, last)
-	if change != nil {
-		change(tk)
-	}
-	return tk
+	return u.nodes[i].attach(last, func(a *agent.Attachment) { a.Hostname = fmt.Sprintf("n%d-%d", i+1, last) }, networks...)
 }
 
 // eachMesh runs a test on every driver.

@@ -358,12 +358,12 @@ func (n *Network) sync() error {
 			return n.admit(want)
 		}
 	}
-	gone, err := n.install(want)
+	moved, left, err := n.install(want)
 	if err != nil {
 		n.installed = nil // unknown now: the next attempt replaces everything
 		return err
 	}
-	if err := n.forgetDatagrams(gone); err != nil {
+	if err := n.forgetStale(moved, left); err != nil {
 		return err
 	}
 	if d := time.Since(start); d > slowSync {

@@ -170,6 +170,9 @@ func (n *Network) followMarks(peers []meshPeer, index int) error {
 		if err := n.links.RuleDel(&r); err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("routing rule for answers: %w", err)
 		}
+		if err := n.emptyTable(r.Table); err != nil {
+			return err
+		}
 	}
 	for _, p := range peers {
 		if p.Mark == 0 {
@@ -190,6 +193,19 @@ func (n *Network) followMarks(peers []meshPeer, index int) error {
 		r.Family, r.Priority, r.Table, r.Mark, r.Mask, r.Protocol = netlink.FAMILY_V4, markPriority, table, markOf(p.Mark), &mask, uint8(routeProtocol)
 		if err := n.links.RuleAdd(r); err != nil {
 			return fmt.Errorf("routing rule for answers by node %s: %w", p.Name, err)
+		}
+	}
+	return nil
+}
+
+func (n *Network) emptyTable(table int) error {
+	routes, err := n.links.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return fmt.Errorf("routes for answers: %w", err)
+	}
+	for _, r := range routes {
+		if err := n.links.RouteDel(&r); ignoreMissing(err) != nil {
+			return fmt.Errorf("route for answers: %w", err)
 		}
 	}
 	return nil

@@ -37,13 +37,19 @@ type tunnel struct {
 // wireGuard is a device in the kernel or in this process. Both take the same configuration.
 type wireGuard interface {
 	configure(c wgtypes.Config) error
-	// peers returns the endpoints that the device has for its peers now; zero for one that has none.
-	peers() (map[wgtypes.Key]netip.AddrPort, error)
+	state() (deviceState, error)
 	setMTU(mtu int)
 	close()
 }
 
 func (t *tunnel) close() { t.device.close() }
+
+// deviceState is what a device has now.
+type deviceState struct {
+	key   wgtypes.Key
+	port  uint16
+	peers map[wgtypes.Key]netip.AddrPort // their endpoints; zero for one that has none
+}
 
 // followWireGuard makes the device follow want, and takes a new key of this node into use when the others know it.
 func (n *Network) followWireGuard(want meshRecord, known string) ([]netlink.Route, error) {
@@ -112,7 +118,7 @@ func (n *Network) openTunnel(want meshRecord, mtu int) error {
 		return err
 	}
 	if adopted {
-		if err := t.adopt(n.mesh.record, n.mesh.keys.Current); err != nil {
+		if err := t.adopt(n.mesh.record); err != nil {
 			return err
 		}
 	}
@@ -126,11 +132,13 @@ func (n *Network) openTunnel(want meshRecord, mtu int) error {
 
 // adopt takes over a device that an earlier process made. Peers that the record does not know are removed: that process
 // ended before it could write them down.
-func (t *tunnel) adopt(r meshRecord, key string) error {
-	have, err := t.device.peers()
+func (t *tunnel) adopt(r meshRecord) error {
+	s, err := t.device.state()
 	if err != nil {
 		return err
 	}
+	t.key, t.port = s.key.String(), s.port
+	have := s.peers
 	if r.Node.Mesh == cluster.MeshWireGuard {
 		for _, p := range r.Peers {
 			k, err := parseKey(p.Key)
@@ -154,10 +162,11 @@ func (t *tunnel) adopt(r meshRecord, key string) error {
 func (t *tunnel) follow(key string, port uint16, peers []meshPeer) error {
 	var roamed map[wgtypes.Key]netip.AddrPort
 	if keysChanged(t.peers, peers) {
-		var err error
-		if roamed, err = t.device.peers(); err != nil {
+		s, err := t.device.state()
+		if err != nil {
 			return err
 		}
+		roamed = s.peers
 	}
 	c, err := wireGuardChange(t.peers, peers, roamed)
 	if err != nil {
@@ -293,23 +302,23 @@ func (k kernelWireGuard) configure(c wgtypes.Config) error {
 	return k.with(func(client *wgctrl.Client) error { return client.ConfigureDevice(k.name, c) })
 }
 
-func (k kernelWireGuard) peers() (map[wgtypes.Key]netip.AddrPort, error) {
-	all := make(map[wgtypes.Key]netip.AddrPort)
-	err := k.with(func(client *wgctrl.Client) error {
+func (k kernelWireGuard) state() (s deviceState, err error) {
+	err = k.with(func(client *wgctrl.Client) error {
 		d, err := client.Device(k.name)
 		if err != nil {
 			return fmt.Errorf("WireGuard link %s: %w", k.name, err)
 		}
+		s = deviceState{key: d.PrivateKey, port: uint16(d.ListenPort), peers: make(map[wgtypes.Key]netip.AddrPort, len(d.Peers))}
 		for _, p := range d.Peers {
-			all[p.PublicKey] = netip.AddrPort{}
+			s.peers[p.PublicKey] = netip.AddrPort{}
 			if p.Endpoint != nil {
 				e := p.Endpoint.AddrPort()
-				all[p.PublicKey] = netip.AddrPortFrom(e.Addr().Unmap(), e.Port())
+				s.peers[p.PublicKey] = netip.AddrPortFrom(e.Addr().Unmap(), e.Port())
 			}
 		}
 		return nil
 	})
-	return all, err
+	return s, err
 }
 
 func (k kernelWireGuard) setMTU(int) {}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync/atomic"
 
@@ -72,30 +73,47 @@ func (w *processWireGuard) configure(c wgtypes.Config) error {
 	})
 }
 
-func (w *processWireGuard) peers() (map[wgtypes.Key]netip.AddrPort, error) {
+func (w *processWireGuard) state() (deviceState, error) {
 	text, err := w.dev.IpcGet()
 	if err != nil {
-		return nil, err
+		return deviceState{}, err
 	}
-	all := make(map[wgtypes.Key]netip.AddrPort)
-	var key wgtypes.Key
+	return parseUAPI(text)
+}
+
+// parseUAPI reads what the device says of itself. Its text holds the private key, so errors must not quote it.
+func parseUAPI(text string) (deviceState, error) {
+	s := deviceState{peers: make(map[wgtypes.Key]netip.AddrPort)}
+	var peer wgtypes.Key
 	for line := range strings.Lines(text) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		var err error
 		switch name {
+		case "private_key":
+			s.key, err = parseHexKey(value)
+		case "listen_port":
+			var port uint64
+			port, err = strconv.ParseUint(value, 10, 16)
+			s.port = uint16(port)
 		case "public_key":
-			b, err := hex.DecodeString(value)
-			if err != nil || len(b) != wgtypes.KeyLen {
-				return nil, fmt.Errorf("WireGuard names a peer by %q", value)
-			}
-			key = wgtypes.Key(b)
-			all[key] = netip.AddrPort{}
+			peer, err = parseHexKey(value)
+			s.peers[peer] = netip.AddrPort{}
 		case "endpoint":
-			if all[key], err = netip.ParseAddrPort(value); err != nil {
-				return nil, fmt.Errorf("WireGuard names an endpoint %q", value)
-			}
+			s.peers[peer], err = netip.ParseAddrPort(value)
+		}
+		if err != nil {
+			return deviceState{}, fmt.Errorf("state of WireGuard: unusable %s", name)
 		}
 	}
-	return all, nil
+	return s, nil
+}
+
+func parseHexKey(s string) (wgtypes.Key, error) {
+	b, err := hex.DecodeString(s)
+	if err != nil {
+		return wgtypes.Key{}, err
+	}
+	return wgtypes.NewKey(b)
 }
 
 func (w *processWireGuard) setMTU(mtu int) { w.tun.setMTU(mtu) }
