@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"baton/internal/model/cluster"
@@ -196,6 +197,38 @@ func TestMeshMTU(t *testing.T) {
 			t.Errorf("a datagram of the path MTU: got %d bytes, want %d", got, want[mesh]-headers)
 		}
 	})
+}
+
+// What enters the mesh announces segments that fit, even when both ends are wider and would never hear that a packet was
+// too big.
+func TestMeshClamp(t *testing.T) {
+	for mesh, mtu := range map[cluster.Mesh]int{cluster.MeshWireGuard: 1420, cluster.MeshVXLAN: 1450} {
+		t.Run(string(mesh), func(t *testing.T) {
+			p := newPair(t, mesh, 2)
+			host, err := p.web.node.links.LinkByName(p.web.node.names.link(p.web.Task))
+			check(t, err)
+			inside, err := netlink.NewHandleAt(p.web.ns)
+			check(t, err)
+			defer inside.Close()
+			link, err := inside.LinkByName(taskLink)
+			check(t, err)
+			check(t, setMTU(inside, link, 1500))
+			check(t, setMTU(p.web.node.links, host, 1500))
+			c, err := p.client.node.w.dial(p.outside, "tcp", at(underlayAddress(0), 8080))
+			check(t, err)
+			defer func() { _ = c.Close() }()
+			raw, err := c.(*net.TCPConn).SyscallConn()
+			check(t, err)
+			var size int
+			var get error
+			check(t, raw.Control(func(fd uintptr) { size, get = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG) }))
+			check(t, get)
+			const headers = 40 // IPv4 and TCP, without options
+			if size > mtu-headers {
+				t.Errorf("segments of %d bytes, want at most %d", size, mtu-headers)
+			}
+		})
+	}
 }
 
 // wantEcho sends size bytes and wants them back after the greeting.

@@ -188,17 +188,14 @@ func (t *table) hideRemoteClients(toSelf []expr.Any) [][]expr.Any {
 		join(remote, toSelf))
 }
 
-// fromClients decides on clients from outside that another node sent here: they reach what is published, and nothing else.
+// fromClients lets clients from outside that another node sent here reach what is published; to everything else they are
+// strangers.
 func (t *table) fromClients() [][]expr.Any {
 	if t.in.node.Mesh != cluster.MeshVXLAN {
 		return nil
 	}
-	outside := func() []expr.Any {
-		return join(t.byMesh(expr.MetaKeyIIFNAME), within4(src, t.in.node.TaskPool, false))
-	}
 	return [][]expr.Any{
-		join(outside(), portOn(true), t.in4(setExposed, 0), verdict(expr.VerdictAccept, "")),
-		join(outside(), verdict(expr.VerdictDrop, "")),
+		join(t.byMesh(expr.MetaKeyIIFNAME), within4(src, t.in.node.TaskPool, false), portOn(true), t.in4(setExposed, 0), verdict(expr.VerdictAccept, "")),
 	}
 }
 
