@@ -317,9 +317,14 @@ func TestMeshRestart(t *testing.T) {
 		for i := range 6 {
 			n := p.nodes[i%2]
 			begin := time.Now()
-			n.restart()
+			check(t, n.Close())
+			network, err := New(n.cfg)
+			check(t, err)
+			n.Network = network
 			slowest = max(slowest, time.Since(begin))
-			k.wait(t) // it runs before any manager is heard of
+			k.wait(t) // before any manager is heard of
+			check(t, n.Configure(t.Context(), n.config))
+			k.wait(t)
 			n.apply(p.state(p.services, p.client, p.web))
 			k.wait(t)
 		}

@@ -117,7 +117,9 @@ func TestWireGuardFollows(t *testing.T) {
 			for _, id := range rapid.SliceOfNDistinct(rapid.ByteRange(1, 5), 0, 5, rapid.ID[byte]).Draw(t, "nodes") {
 				generation := rapid.IntRange(0, 1).Draw(t, "key")
 				address := rapid.SampledFrom([]string{"192.0.2.1:1", "192.0.2.2:1", ""}).Draw(t, "endpoint")
-				want = append(want, wgPeer(id, int(id)*2+generation, address))
+				p := wgPeer(id, int(id)*2+generation, address)
+				p.Name += rapid.SampledFrom([]string{"", " renamed"}).Draw(t, "name")
+				want = append(want, p)
 			}
 			roamed := make(map[wgtypes.Key]netip.AddrPort)
 			for k, p := range f.have { // every peer moves to where only the device knows
