@@ -42,6 +42,9 @@ type meshRecord struct {
 type meshPeer struct {
 	agentapi.Peer
 	Mark uint8 // vxlan: number of the mark that takes answers back to it; 0: none
+	// Roamed is where in-process WireGuard found the peer, when that is not its endpoint: behind a translation it cannot be
+	// called by any other address.
+	Roamed netip.AddrPort
 }
 
 // address is the peer's own one, the first of its subnet.
@@ -149,6 +152,9 @@ func (n *Network) followDriver(want *meshRecord, key string) ([]netlink.Route, e
 // usablePeers returns this node's own endpoint and the peers that this node can speak to. One that is named wrongly must not
 // keep the others, or services, from being followed: it is left out and logged.
 func (n *Network) usablePeers(peers []agentapi.Peer) (local netip.Addr, usable []meshPeer) {
+	if n.node.Mesh == "" {
+		return netip.Addr{}, nil
+	}
 	taken := []netip.Prefix{n.node.Subnet}
 	for _, p := range peers {
 		p.Endpoint = netip.AddrPortFrom(p.Endpoint.Addr().Unmap(), p.Endpoint.Port())
@@ -164,6 +170,13 @@ func (n *Network) usablePeers(peers []agentapi.Peer) (local netip.Addr, usable [
 		}
 		taken = append(taken, p.Subnet)
 		usable = append(usable, meshPeer{Peer: p})
+	}
+	for i, p := range usable {
+		for _, b := range n.mesh.record.Peers {
+			if b.Node == p.Node && b.Key == p.Key && b.Endpoint == p.Endpoint {
+				usable[i].Roamed = b.Roamed
+			}
+		}
 	}
 	assignMarks(n.mesh.record.Peers, usable)
 	return local, usable

@@ -159,6 +159,11 @@ func TestMeshKeepsRoaming(t *testing.T) {
 		p.nodes[0].apply(next)
 		p.wantReached(t, "after a change of another node")
 	}
+	// Nor does a new process, which cannot be told where the node is.
+	p.nodes[0].restart()
+	p.wantReached(t, "after a restart")
+	p.nodes[0].apply(s)
+	p.wantReached(t, "after a restart and a state")
 	// A new key of the moved node keeps what is known of its whereabouts.
 	check(t, p.nodes[1].RotateMeshKey(t.Context()))
 	for i := range s.Peers {

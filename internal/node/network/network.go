@@ -63,7 +63,8 @@ type Network struct {
 	links *netlink.Handle
 	dns   *resolver
 
-	meshKey atomic.Pointer[string] // the newest public one
+	meshKey    atomic.Pointer[string] // the newest public one
+	background sync.WaitGroup         // of this Network's goroutines, but those of name service
 
 	mu        sync.Mutex
 	node      agentapi.NodeConfig
@@ -127,9 +128,11 @@ func open(cfg Config) (*Network, error) {
 // Close stops answering names and ends every goroutine. Everything in the kernel stays; in-process WireGuard pauses.
 func (n *Network) Close() error {
 	n.dns.close()
+	defer n.background.Wait()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.mesh.wg != nil {
+		n.saveRoamed()
 		n.mesh.wg.close()
 		n.mesh.wg = nil
 	}

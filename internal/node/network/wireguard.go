@@ -32,6 +32,7 @@ type tunnel struct {
 	port   uint16
 	key    string     // private
 	peers  []meshPeer // that the device has
+	done   chan struct{}
 }
 
 // wireGuard is a device in the kernel or in this process. Both take the same configuration.
@@ -42,7 +43,10 @@ type wireGuard interface {
 	close()
 }
 
-func (t *tunnel) close() { t.device.close() }
+func (t *tunnel) close() {
+	close(t.done)
+	t.device.close()
+}
 
 // deviceState is what a device has now.
 type deviceState struct {
@@ -102,7 +106,7 @@ func (n *Network) openTunnel(want meshRecord, mtu int) error {
 		}
 		link = nil
 	}
-	t := &tunnel{}
+	t := &tunnel{done: make(chan struct{})}
 	adopted := link != nil && link.Type() == linkTypeWireGuard
 	inKernel := adopted
 	if link == nil {
@@ -122,12 +126,73 @@ func (n *Network) openTunnel(want meshRecord, mtu int) error {
 			return err
 		}
 	}
-	if err := t.follow(n.mesh.keys.Current, want.Node.MeshPort, want.Peers); err != nil {
+	if err := t.begin(n.mesh.keys.Current, want, inKernel); err != nil {
 		t.close()
 		return err
 	}
 	n.mesh.wg = t
+	if !inKernel {
+		n.background.Go(func() { n.rememberRoaming(t) })
+	}
 	return nil
+}
+
+// begin configures a device for the first time. One in this process is new, and does not know where peers roamed to.
+func (t *tunnel) begin(key string, want meshRecord, inKernel bool) error {
+	if inKernel {
+		return t.follow(key, want.Node.MeshPort, want.Peers)
+	}
+	first := slices.Clone(want.Peers)
+	for i, p := range first {
+		if p.Roamed.IsValid() {
+			first[i].Endpoint = p.Roamed
+		}
+	}
+	err := t.follow(key, want.Node.MeshPort, first)
+	t.peers = slices.Clone(want.Peers)
+	return err
+}
+
+// rememberRoaming writes down where peers are, until the tunnel is closed: a killed process leaves it to the next one.
+func (n *Network) rememberRoaming(t *tunnel) {
+	tick := time.NewTicker(keepalive)
+	defer tick.Stop()
+	for {
+		select {
+		case <-t.done:
+			return
+		case <-tick.C:
+		}
+		n.mu.Lock()
+		if n.mesh.wg == t {
+			n.saveRoamed()
+		}
+		n.mu.Unlock()
+	}
+}
+
+func (n *Network) saveRoamed() {
+	s, err := n.mesh.wg.device.state()
+	if err != nil {
+		n.log.Warn("where other nodes are is not known", "err", err)
+		return
+	}
+	r := n.mesh.record
+	r.Peers = slices.Clone(r.Peers)
+	for i, p := range r.Peers {
+		r.Peers[i].Roamed = netip.AddrPort{}
+		if k, err := parseKey(p.Key); err == nil && s.peers[k] != p.Endpoint {
+			r.Peers[i].Roamed = s.peers[k]
+		}
+	}
+	if r.equal(n.mesh.record) {
+		return
+	}
+	if err := writeJSON(n.meshPath("peers"), r); err != nil {
+		n.log.Warn("where other nodes are is not written down", "err", err)
+		return
+	}
+	n.mesh.record = r
 }
 
 // adopt takes over a device that an earlier process made. Peers that the record does not know are removed: that process
