@@ -5,13 +5,17 @@
 //
 //	address    label lo:bnXXXX     the node's own address, on the loopback link
 //	links      bnXXXX-TTTTTTTT     the host end of each task's veth pair; XXXX from the node id, T from the task id
-//	routes     protocol 186        one per task; those of the pools carry the node id in their metric
+//	link       bmXXXX              the mesh to other nodes: WireGuard, a tun device for it, or VXLAN
+//	routes     protocol 186        one per task; those of the pools and of other nodes carry the node id in their metric
+//	rules      priority 1860       VXLAN: the way of answers to clients from outside; the node id is in their table
 //	nft table  ip baton-XXXXXXXXXX everything that is filtered or translated
 //	files      StateDir/netns/ID   a task's namespace, pinned by a bind mount
 //	           StateDir/tasks/ID   how the task was attached (JSON)
+//	           StateDir/mesh/keys  the node's private keys (JSON, mode 0600)
+//	           StateDir/mesh/peers what the mesh was last configured for (JSON)
 //
-// Invariants: what runs in the kernel does not need this process: after a kill everything goes on but names, and a new
-// Network over the same StateDir adopts it. A change of the rules is one nftables transaction, so a packet sees the state
+// Invariants: what runs in the kernel does not need this process: after a kill everything goes on but names and in-process
+// WireGuard, and a new Network over the same StateDir adopts it. A change of the rules is one nftables transaction, so a packet sees the state
 // before or after it. Nothing is removed but by Detach, Sweep, RemoveAll or a newer NetworkState.
 //
 // Concurrency: a Network may be used from several goroutines. One mutex serialises changes; questions about connections and
