@@ -279,9 +279,13 @@ const dialTimeout = 2 * time.Second
 
 // dial connects from ns.
 func (w *world) dial(ns netns.NsHandle, network, address string) (net.Conn, error) {
+	return w.dialWithin(dialTimeout, ns, network, address)
+}
+
+func (w *world) dialWithin(patience time.Duration, ns netns.NsHandle, network, address string) (net.Conn, error) {
 	var c net.Conn
 	err := within(ns, func() (err error) {
-		c, err = net.DialTimeout(network, address, dialTimeout)
+		c, err = net.DialTimeout(network, address, patience)
 		return err
 	})
 	return c, err
@@ -293,7 +297,7 @@ func (w *world) ask(ns netns.NsHandle, network, address string) (name, from stri
 }
 
 func (w *world) askWithin(patience time.Duration, ns netns.NsHandle, network, address string) (name, from string, err error) {
-	c, err := w.dial(ns, network, address)
+	c, err := w.dialWithin(max(patience, dialTimeout), ns, network, address)
 	if err != nil {
 		return "", "", err
 	}

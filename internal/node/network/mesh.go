@@ -171,13 +171,7 @@ func (n *Network) usablePeers(peers []agentapi.Peer) (local netip.Addr, usable [
 		taken = append(taken, p.Subnet)
 		usable = append(usable, meshPeer{Peer: p})
 	}
-	for i, p := range usable {
-		for _, b := range n.mesh.record.Peers {
-			if b.Node == p.Node && b.Key == p.Key && b.Endpoint == p.Endpoint {
-				usable[i].Roamed = b.Roamed
-			}
-		}
-	}
+	keepRoaming(n.mesh.record.Peers, usable)
 	assignMarks(n.mesh.record.Peers, usable)
 	return local, usable
 }

@@ -91,7 +91,7 @@ func (n *Network) MeshKey() string { return *n.meshKey.Load() }
 
 // RotateMeshKey makes a new key. The node must report MeshKey to the managers then. It goes on with the old key until a
 // state names the new one as its own: that is when the other nodes change too, and whoever is second begins a handshake
-// at once, so packets wait no longer than the nodes are apart in applying that state. While one is under way, another
+// at once, so packets wait hardly longer than the nodes are apart in applying that state. While one is under way, another
 // rotation changes nothing.
 func (n *Network) RotateMeshKey(_ context.Context) error {
 	n.mu.Lock()

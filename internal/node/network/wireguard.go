@@ -33,6 +33,8 @@ type tunnel struct {
 	key    string     // private
 	peers  []meshPeer // that the device has
 	done   chan struct{}
+
+	inProcess bool
 }
 
 // wireGuard is a device in the kernel or in this process. Both take the same configuration.
@@ -50,9 +52,10 @@ func (t *tunnel) close() {
 
 // deviceState is what a device has now.
 type deviceState struct {
-	key   wgtypes.Key
-	port  uint16
-	peers map[wgtypes.Key]netip.AddrPort // their endpoints; zero for one that has none
+	key     wgtypes.Key
+	port    uint16
+	peers   map[wgtypes.Key]netip.AddrPort // their endpoints; zero for one that has none
+	greeted map[wgtypes.Key]time.Time      // when the last handshake was completed, if one was
 }
 
 // followWireGuard makes the device follow want, and takes a new key of this node into use when the others know it.
@@ -62,6 +65,14 @@ func (n *Network) followWireGuard(want meshRecord, known string) ([]netlink.Rout
 		return nil, err
 	}
 	m := &n.mesh
+	begin := time.Now()
+	if m.wg != nil && m.wg.inProcess && m.wg.key != m.keys.Current {
+		// The library may lock up when its key changes while it reads a handshake. A new device costs the same sessions.
+		n.saveRoamed()
+		keepRoaming(m.record.Peers, want.Peers)
+		m.wg.close()
+		m.wg = nil
+	}
 	if m.wg == nil {
 		if err := n.openTunnel(want, n.mtu); err != nil {
 			return nil, err
@@ -81,6 +92,9 @@ func (n *Network) followWireGuard(want meshRecord, known string) ([]netlink.Rout
 	}
 	if rotated {
 		n.log.Info("the node has a new mesh key", "key", publicKey(m.keys.Current))
+		if !m.wg.inProcess { // else it is a new device, for which that is done
+			n.callAgain(m.wg, begin)
+		}
 	}
 	m.wg.device.setMTU(n.mtu)
 	if err := n.setUpMeshLink(link); err != nil {
@@ -106,7 +120,7 @@ func (n *Network) openTunnel(want meshRecord, mtu int) error {
 		}
 		link = nil
 	}
-	t := &tunnel{done: make(chan struct{})}
+	t, opened := &tunnel{done: make(chan struct{})}, time.Now()
 	adopted := link != nil && link.Type() == linkTypeWireGuard
 	inKernel := adopted
 	if link == nil {
@@ -126,20 +140,22 @@ func (n *Network) openTunnel(want meshRecord, mtu int) error {
 			return err
 		}
 	}
-	if err := t.begin(n.mesh.keys.Current, want, inKernel); err != nil {
+	t.inProcess = !inKernel
+	if err := t.begin(n.mesh.keys.Current, want); err != nil {
 		t.close()
 		return err
 	}
 	n.mesh.wg = t
-	if !inKernel {
+	if t.inProcess {
 		n.background.Go(func() { n.rememberRoaming(t) })
+		n.callAgain(t, opened)
 	}
 	return nil
 }
 
 // begin configures a device for the first time. One in this process is new, and does not know where peers roamed to.
-func (t *tunnel) begin(key string, want meshRecord, inKernel bool) error {
-	if inKernel {
+func (t *tunnel) begin(key string, want meshRecord) error {
+	if !t.inProcess {
 		return t.follow(key, want.Node.MeshPort, want.Peers)
 	}
 	first := slices.Clone(want.Peers)
@@ -151,48 +167,6 @@ func (t *tunnel) begin(key string, want meshRecord, inKernel bool) error {
 	err := t.follow(key, want.Node.MeshPort, first)
 	t.peers = slices.Clone(want.Peers)
 	return err
-}
-
-// rememberRoaming writes down where peers are, until the tunnel is closed: a killed process leaves it to the next one.
-func (n *Network) rememberRoaming(t *tunnel) {
-	tick := time.NewTicker(keepalive)
-	defer tick.Stop()
-	for {
-		select {
-		case <-t.done:
-			return
-		case <-tick.C:
-		}
-		n.mu.Lock()
-		if n.mesh.wg == t {
-			n.saveRoamed()
-		}
-		n.mu.Unlock()
-	}
-}
-
-func (n *Network) saveRoamed() {
-	s, err := n.mesh.wg.device.state()
-	if err != nil {
-		n.log.Warn("where other nodes are is not known", "err", err)
-		return
-	}
-	r := n.mesh.record
-	r.Peers = slices.Clone(r.Peers)
-	for i, p := range r.Peers {
-		r.Peers[i].Roamed = netip.AddrPort{}
-		if k, err := parseKey(p.Key); err == nil && s.peers[k] != p.Endpoint {
-			r.Peers[i].Roamed = s.peers[k]
-		}
-	}
-	if r.equal(n.mesh.record) {
-		return
-	}
-	if err := writeJSON(n.meshPath("peers"), r); err != nil {
-		n.log.Warn("where other nodes are is not written down", "err", err)
-		return
-	}
-	n.mesh.record = r
 }
 
 // adopt takes over a device that an earlier process made. Peers that the record does not know are removed: that process
@@ -373,9 +347,9 @@ func (k kernelWireGuard) state() (s deviceState, err error) {
 		if err != nil {
 			return fmt.Errorf("WireGuard link %s: %w", k.name, err)
 		}
-		s = deviceState{key: d.PrivateKey, port: uint16(d.ListenPort), peers: make(map[wgtypes.Key]netip.AddrPort, len(d.Peers))}
+		s = deviceState{key: d.PrivateKey, port: uint16(d.ListenPort), peers: make(map[wgtypes.Key]netip.AddrPort), greeted: make(map[wgtypes.Key]time.Time)}
 		for _, p := range d.Peers {
-			s.peers[p.PublicKey] = netip.AddrPort{}
+			s.peers[p.PublicKey], s.greeted[p.PublicKey] = netip.AddrPort{}, p.LastHandshakeTime
 			if p.Endpoint != nil {
 				e := p.Endpoint.AddrPort()
 				s.peers[p.PublicKey] = netip.AddrPortFrom(e.Addr().Unmap(), e.Port())

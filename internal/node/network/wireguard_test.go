@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -23,6 +24,8 @@ type fakeWireGuard struct {
 	have     map[wgtypes.Key]*fakePeer
 	calls    []wgtypes.Config
 	greeting []wgtypes.Key // handshakes that turning keepalive on began, in order
+
+	completed map[wgtypes.Key]time.Time
 }
 
 type fakePeer struct {
@@ -32,7 +35,7 @@ type fakePeer struct {
 }
 
 func newFakeWireGuard() *fakeWireGuard {
-	return &fakeWireGuard{have: make(map[wgtypes.Key]*fakePeer)}
+	return &fakeWireGuard{have: make(map[wgtypes.Key]*fakePeer), completed: make(map[wgtypes.Key]time.Time)}
 }
 
 func (f *fakeWireGuard) configure(c wgtypes.Config) error {
@@ -80,7 +83,7 @@ func (f *fakeWireGuard) configure(c wgtypes.Config) error {
 }
 
 func (f *fakeWireGuard) state() (deviceState, error) {
-	s := deviceState{key: f.private, port: uint16(f.port), peers: make(map[wgtypes.Key]netip.AddrPort)}
+	s := deviceState{key: f.private, port: uint16(f.port), peers: make(map[wgtypes.Key]netip.AddrPort), greeted: f.completed}
 	for k, p := range f.have {
 		s.peers[k] = p.endpoint
 	}
@@ -173,6 +176,33 @@ func TestWireGuardCallsPeersWithANewKey(t *testing.T) {
 	}
 }
 
+// A handshake that came to nothing is begun again, at the endpoint that the device knows; others are left alone.
+func TestWireGuardRepeatsCalls(t *testing.T) {
+	private, err := wgtypes.GeneratePrivateKey()
+	check(t, err)
+	done, lost, passive := wgPeer(1, 1, "192.0.2.1:1"), wgPeer(2, 2, "192.0.2.2:1"), wgPeer(3, 3, "")
+	f := newFakeWireGuard()
+	tun := &tunnel{device: f}
+	check(t, tun.follow(private.String(), 51820, []meshPeer{done, lost, passive}))
+	begin := time.Now()
+	doneKey, err := parseKey(done.Key)
+	check(t, err)
+	lostKey, err := parseKey(lost.Key)
+	check(t, err)
+	f.completed[doneKey], f.completed[lostKey] = begin.Add(1), begin
+	roamed := netip.MustParseAddrPort("198.51.100.1:7")
+	f.have[lostKey].endpoint = roamed
+	f.greeting = nil
+	missing, err := tun.repeatCalls(begin)
+	if err != nil || missing != 1 || !slices.Equal(f.greeting, []wgtypes.Key{lostKey}) || f.have[lostKey].endpoint != roamed || !slices.Equal(f.have[lostKey].allowed, []string{lost.Subnet.String()}) {
+		t.Errorf("got %d missing, %v; called %v; peer %+v; want one called again", missing, err, f.greeting, f.have[lostKey])
+	}
+	f.completed[lostKey] = begin.Add(1)
+	if missing, err := tun.repeatCalls(begin); err != nil || missing != 0 {
+		t.Errorf("after it was answered: got %d missing, %v", missing, err)
+	}
+}
+
 // A device of the kernel goes on while the process is away; the new one takes it over without touching what is right.
 func TestWireGuardAdopts(t *testing.T) {
 	private, err := wgtypes.GeneratePrivateKey()
@@ -220,11 +250,11 @@ func TestUAPI(t *testing.T) {
 func TestParseUAPI(t *testing.T) {
 	private, public := testKey(9), testKey(1)
 	hexKey := func(i byte) string { return hex.EncodeToString(append([]byte{i}, make([]byte, 31)...)) }
-	got, err := parseUAPI("private_key=" + hexKey(9) + "\nlisten_port=51820\npublic_key=" + hexKey(1) + "\nprotocol_version=1\nendpoint=192.0.2.1:7\npublic_key=" + hexKey(2) + "\n")
+	got, err := parseUAPI("private_key=" + hexKey(9) + "\nlisten_port=51820\npublic_key=" + hexKey(1) + "\nprotocol_version=1\nlast_handshake_time_sec=5\nlast_handshake_time_nsec=7\nendpoint=192.0.2.1:7\npublic_key=" + hexKey(2) + "\n")
 	check(t, err)
 	k, err := parseKey(public)
 	check(t, err)
-	if got.key.String() != private || got.port != 51820 || len(got.peers) != 2 || got.peers[k] != netip.MustParseAddrPort("192.0.2.1:7") {
+	if got.key.String() != private || got.port != 51820 || len(got.peers) != 2 || got.peers[k] != netip.MustParseAddrPort("192.0.2.1:7") || !got.greeted[k].Equal(time.Unix(5, 7)) {
 		t.Errorf("got port %d, peers %v", got.port, got.peers)
 	}
 	if _, err := parseUAPI("private_key=" + hexKey(9)[:10]); err == nil || strings.Contains(err.Error(), hexKey(9)[:10]) {

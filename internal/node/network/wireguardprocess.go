@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -83,7 +84,7 @@ func (w *processWireGuard) state() (deviceState, error) {
 
 // parseUAPI reads what the device says of itself. Its text holds the private key, so errors must not quote it.
 func parseUAPI(text string) (deviceState, error) {
-	s := deviceState{peers: make(map[wgtypes.Key]netip.AddrPort)}
+	s := deviceState{peers: make(map[wgtypes.Key]netip.AddrPort), greeted: make(map[wgtypes.Key]time.Time)}
 	var peer wgtypes.Key
 	for line := range strings.Lines(text) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
@@ -100,6 +101,16 @@ func parseUAPI(text string) (deviceState, error) {
 			s.peers[peer] = netip.AddrPort{}
 		case "endpoint":
 			s.peers[peer], err = netip.ParseAddrPort(value)
+		case "last_handshake_time_sec":
+			var seconds int64
+			if seconds, err = strconv.ParseInt(value, 10, 64); seconds > 0 {
+				s.greeted[peer] = time.Unix(seconds, 0)
+			}
+		case "last_handshake_time_nsec":
+			var part int64
+			if part, err = strconv.ParseInt(value, 10, 64); !s.greeted[peer].IsZero() {
+				s.greeted[peer] = s.greeted[peer].Add(time.Duration(part))
+			}
 		}
 		if err != nil {
 			return deviceState{}, fmt.Errorf("state of WireGuard: unusable %s", name)
