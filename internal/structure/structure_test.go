@@ -56,7 +56,7 @@ var rooms = []room{
 	{4, "internal/node/logger", "node", "the process that keeps a task's output; imports nothing of ours"},
 	{4, "internal/node/files", "node", "secrets and configs in memory"},
 	{4, "internal/node/image", "node", "images"},
-	{4, "internal/node/network", "node", "links, balancing, names, isolation"},
+	{4, "internal/node/network", "node", "links, the mesh between nodes, balancing, names, isolation"},
 	{4, "internal/node/volume", "node", "local volumes"},
 	{4, "internal/node/uplink", "node", "a node's way to the managers"},
 	{5, "internal/node/runtime", "node", "containers; gets its images from image"},

@@ -300,10 +300,15 @@ func (n *Network) forgetConnections(a netip.Addr) error {
 		t.each(flowFilter{replySource: a}, t.removeByTarget))
 }
 
-// forgetDatagrams drops the UDP flows that the balancer would send elsewhere now: a sender that never pauses would keep
-// its old target for good. It does so only when moved says that there may be any.
-func (n *Network) forgetDatagrams(moved bool) error {
-	if !moved {
+// forgetStale drops the UDP flows that the balancer would send elsewhere now, when moved says that there may be any: a sender
+// that never pauses would keep its old target for good. It drops every flow of the addresses that left: a client of a task
+// that died with its node would wait for answers for many minutes; this way its next packet is refused.
+func (n *Network) forgetStale(moved bool, left map[netip.Addr]bool) error {
+	want := flowFilter{protocol: protoUDP}
+	switch {
+	case len(left) > 0:
+		want = flowFilter{}
+	case !moved:
 		return nil
 	}
 	t, err := openConntrack(n.host)
@@ -311,11 +316,14 @@ func (n *Network) forgetDatagrams(moved bool) error {
 		return err
 	}
 	defer t.close()
-	return t.each(flowFilter{protocol: protoUDP}, func(f flow) error {
-		if !n.installed.balancer.misplaced(f, n.node.ServicePool, n.node.TaskPool) {
-			return nil
+	return t.each(want, func(f flow) error {
+		switch {
+		case left[f.original.source]:
+			return t.removeBySource(f)
+		case left[f.reply.source], moved && f.protocol == protoUDP && n.installed.balancer.misplaced(f, n.node.ServicePool, n.node.TaskPool):
+			return t.removeByTarget(f)
 		}
-		return t.removeByTarget(f)
+		return nil
 	})
 }
 

@@ -48,6 +48,8 @@ type rulesInput struct {
 	self   netip.Addr
 	layout layout
 	state  agentapi.NetworkState
+	links  []string // of the mesh
+	peers  []meshPeer
 	local  []*attachment // sorted by address
 }
 
@@ -72,11 +74,11 @@ func (r *rules) follows(want rulesInput) bool {
 }
 
 // install makes the kernel's rules follow want: by the difference when they are known, else by replacing them at once.
-// It returns whether datagram flows may point to the wrong place now.
-func (n *Network) install(want rulesInput) (moved bool, err error) {
+// It returns whether datagram flows may point to the wrong place now, and the addresses of members that left.
+func (n *Network) install(want rulesInput) (moved bool, left map[netip.Addr]bool, err error) {
 	c, err := n.nftConn()
 	if err != nil {
-		return false, err
+		return false, nil, err
 	}
 	t := newTable(want)
 	have, e := n.installed, new(edit)
@@ -91,7 +93,12 @@ func (n *Network) install(want rulesInput) (moved bool, err error) {
 			have.sets[set].update(set, wanted, e)
 			have.sets[set] = wanted
 		}
+		left = leftMembers(have.members, want)
 		have.members, have.local = want.state.Members, want.local
+	}
+	for set, wanted := range meshSets(want) {
+		have.sets[set].update(set, wanted, e)
+		have.sets[set] = wanted
 	}
 	for id := range e.chains {
 		if !have.chains[id] {
@@ -101,14 +108,29 @@ func (n *Network) install(want rulesInput) (moved bool, err error) {
 	}
 	for _, ops := range [][]op{e.now, e.late} {
 		if err := t.write(c, ops); err != nil {
-			return false, err
+			return false, nil, err
 		}
 		if err := c.Flush(); err != nil {
-			return false, fmt.Errorf("nftables transaction of %d elements on table %s: %w", len(ops), want.layout.table, err)
+			return false, nil, fmt.Errorf("nftables transaction of %d elements on table %s: %w", len(ops), want.layout.table, err)
 		}
 	}
 	n.installed = have
-	return moved, nil
+	return moved, left, nil
+}
+
+// leftMembers are the addresses that were of members and are nobody's now, here or elsewhere.
+func leftMembers(before []agentapi.Member, want rulesInput) map[netip.Addr]bool {
+	left := make(map[netip.Addr]bool)
+	for i := range before {
+		left[before[i].Address] = true
+	}
+	for i := range want.state.Members {
+		delete(left, want.state.Members[i].Address)
+	}
+	for _, a := range want.local {
+		delete(left, a.Address) // until it is detached
+	}
+	return left
 }
 
 // admit adds to the rules of an earlier process what an attached task needs to speak at all.

@@ -64,15 +64,20 @@ var (
 	farAddress     = netip.MustParseAddr("198.51.100.1") // behind the outside: "the internet"
 )
 
-func newWorld(t testing.TB) *world {
+func newDir(t testing.TB) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("this test makes network namespaces and needs root: run it as root (sudo go test …)")
 	}
 	dir, err := os.MkdirTemp("", fmt.Sprintf("%s%d-", stateDirPrefix, os.Getpid()))
 	check(t, err)
-	w := &world{t: t, dir: dir}
 	t.Cleanup(func() { check(t, os.RemoveAll(dir)) })
+	return dir
+}
+
+func newWorld(t testing.TB) *world {
+	t.Helper()
+	w := &world{t: t, dir: newDir(t)}
 	w.host, w.outside = w.newNS(), w.newNS()
 	hostLinks, err := netlink.NewHandleAt(w.host)
 	check(t, err)
@@ -83,26 +88,28 @@ func newWorld(t testing.TB) *world {
 	pair := netlink.NewVeth(netlink.LinkAttrs{Name: "uplink"})
 	pair.PeerName, pair.PeerNamespace = "uplink", netlink.NsFd(int(w.outside))
 	check(t, hostLinks.LinkAdd(pair))
-	setUp := func(h *netlink.Handle, link string, addresses ...string) {
-		l, err := h.LinkByName(link)
-		check(t, err)
-		for _, a := range addresses {
-			parsed, err := netlink.ParseAddr(a)
-			check(t, err)
-			check(t, h.AddrAdd(l, parsed))
-		}
-		check(t, h.LinkSetUp(l))
-	}
-	setUp(hostLinks, "lo")
-	setUp(hostLinks, "uplink", "192.0.2.1/24")
-	setUp(outLinks, "lo", "198.51.100.1/32")
-	setUp(outLinks, "uplink", "192.0.2.2/24")
+	setUp(t, hostLinks, "lo")
+	setUp(t, hostLinks, "uplink", "192.0.2.1/24")
+	setUp(t, outLinks, "lo", "198.51.100.1/32")
+	setUp(t, outLinks, "uplink", "192.0.2.2/24")
 	check(t, hostLinks.RouteAdd(&netlink.Route{Gw: outsideAddress.AsSlice()}))
 	check(t, within(w.host, func() error {
 		// Otherwise bridges would hide what works only with them.
 		return setSysctlIfThere("net/bridge/bridge-nf-call-iptables", "0")
 	}))
 	return w
+}
+
+func setUp(t testing.TB, h *netlink.Handle, link string, addresses ...string) {
+	t.Helper()
+	l, err := h.LinkByName(link)
+	check(t, err)
+	for _, a := range addresses {
+		parsed, err := netlink.ParseAddr(a)
+		check(t, err)
+		check(t, h.AddrAdd(l, parsed))
+	}
+	check(t, h.LinkSetUp(l))
 }
 
 func (w *world) newNS() netns.NsHandle {
@@ -135,7 +142,10 @@ type node struct {
 	config agentapi.NodeConfig
 }
 
-func (w *world) newNode(second byte) *node {
+func (w *world) newNode(second byte) *node { return w.newNodeOf(second, 1, "", 0) }
+
+// newNodeOf makes a node with the given subnet of its pools, and a mesh.
+func (w *world) newNodeOf(second, third byte, mesh cluster.Mesh, port uint16) *node {
 	w.t.Helper()
 	cfg := Config{
 		NodeID: cluster.NewID(nil), NetNS: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(w.host)),
@@ -144,8 +154,8 @@ func (w *world) newNode(second byte) *node {
 	cfg.StateDir = filepath.Join(w.dir, cfg.NodeID.String())
 	prefix := func(second byte) netip.Prefix { return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, second}), 16) }
 	n := &node{w: w, cfg: cfg, config: agentapi.NodeConfig{
-		Subnet:   netip.PrefixFrom(netip.AddrFrom4([4]byte{10, second, 1, 0}), 24),
-		TaskPool: prefix(second), ServicePool: prefix(second + 1),
+		Subnet:   netip.PrefixFrom(netip.AddrFrom4([4]byte{10, second, third, 0}), 24),
+		TaskPool: prefix(second), ServicePool: prefix(second + 1), Mesh: mesh, MeshPort: port,
 	}}
 	n.open()
 	w.t.Cleanup(func() {
@@ -269,9 +279,13 @@ const dialTimeout = 2 * time.Second
 
 // dial connects from ns.
 func (w *world) dial(ns netns.NsHandle, network, address string) (net.Conn, error) {
+	return w.dialWithin(dialTimeout, ns, network, address)
+}
+
+func (w *world) dialWithin(patience time.Duration, ns netns.NsHandle, network, address string) (net.Conn, error) {
 	var c net.Conn
 	err := within(ns, func() (err error) {
-		c, err = net.DialTimeout(network, address, dialTimeout)
+		c, err = net.DialTimeout(network, address, patience)
 		return err
 	})
 	return c, err
@@ -283,7 +297,7 @@ func (w *world) ask(ns netns.NsHandle, network, address string) (name, from stri
 }
 
 func (w *world) askWithin(patience time.Duration, ns netns.NsHandle, network, address string) (name, from string, err error) {
-	c, err := w.dial(ns, network, address)
+	c, err := w.dialWithin(max(patience, dialTimeout), ns, network, address)
 	if err != nil {
 		return "", "", err
 	}

@@ -51,7 +51,7 @@ func (tk *task) askFrom(source netip.Addr, address string) (name, from string, e
 
 // 10,000 connections over 10 tasks spread within 3 sigma, through the service address and through a published port.
 func TestBalance(t *testing.T) {
-	const connections, replicas, workers = 10000, 10, 8
+	const connections, replicas = 10000, 10
 	w := newWorld(t)
 	n := w.newNode(210)
 	front := cluster.NewID(nil)
@@ -74,42 +74,52 @@ func TestBalance(t *testing.T) {
 		{"service", client.ask, at(n.vip(5), 80)},
 		{"published port", w.fromOutside, at(hostAddress, 8080)},
 	} {
-		counts := make(map[string]int)
-		var mu sync.Mutex
-		var all sync.WaitGroup
-		for range workers {
-			all.Go(func() {
-				for range connections / workers {
-					name, _, err := c.ask("tcp", c.address)
-					if err != nil {
-						t.Errorf("%s: %v", c.what, err)
-						return
-					}
-					mu.Lock()
-					counts[name]++
-					mu.Unlock()
-				}
-			})
-		}
-		all.Wait()
-		p := 1.0 / replicas
-		mean, sigma := connections*p, math.Sqrt(connections*p*(1-p))
-		if len(counts) != replicas {
-			t.Errorf("%s: %d tasks answered, want %d", c.what, len(counts), replicas)
-		}
-		// The chance that one of 10 honest counts is beyond 3 sigma is 2.7%; a skewed balancer is far beyond 4.5.
-		far := 0
-		for name, count := range counts {
-			distance := math.Abs(float64(count)-mean) / sigma
-			if distance > 3 {
-				far++
-			}
-			if distance > 4.5 || far > 1 {
-				t.Errorf("%s: %s got %d of %d connections, %.1f sigma from the mean", c.what, name, count, connections, distance)
-			}
-		}
-		t.Logf("%s: %v (mean %.0f, sigma %.0f)", c.what, counts, mean, sigma)
+		wantEvenSpread(t, c.what, replicas, connections, func() (string, error) {
+			name, _, err := c.ask("tcp", c.address)
+			return name, err
+		})
 	}
+}
+
+// wantEvenSpread asks many times, and wants every replica to have answered its share.
+func wantEvenSpread(t *testing.T, what string, replicas, connections int, ask func() (string, error)) {
+	t.Helper()
+	const workers = 8
+	counts := make(map[string]int)
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	for range workers {
+		all.Go(func() {
+			for range connections / workers {
+				name, err := ask()
+				if err != nil {
+					t.Errorf("%s: %v", what, err)
+					return
+				}
+				mu.Lock()
+				counts[name]++
+				mu.Unlock()
+			}
+		})
+	}
+	all.Wait()
+	p := 1 / float64(replicas)
+	mean, sigma := float64(connections)*p, math.Sqrt(float64(connections)*p*(1-p))
+	if len(counts) != replicas {
+		t.Errorf("%s: %d tasks answered, want %d", what, len(counts), replicas)
+	}
+	// The chance that one of 10 honest counts is beyond 3 sigma is 2.7%; a skewed balancer is far beyond 4.5.
+	far := 0
+	for name, count := range counts {
+		distance := math.Abs(float64(count)-mean) / sigma
+		if distance > 3 {
+			far++
+		}
+		if distance > 4.5 || far > 1 {
+			t.Errorf("%s: %s got %d of %d connections, %.1f sigma from the mean", what, name, count, connections, distance)
+		}
+	}
+	t.Logf("%s: %v (mean %.0f, sigma %.0f)", what, counts, mean, sigma)
 }
 
 // A task that leaves gets no new connection once Apply returns; what is open goes on and is counted.

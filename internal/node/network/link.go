@@ -37,7 +37,8 @@ type layout struct {
 	table  string // nft table
 	label  string // of the node's own address on the loopback link
 	prefix string // of the tasks' host ends
-	metric int    // of our routes to pools
+	metric int    // of our routes to pools and peers
+	mesh   string // the mesh's own link; it must not begin with prefix
 }
 
 func newLayout(node cluster.ID) layout {
@@ -45,9 +46,14 @@ func newLayout(node cluster.ID) layout {
 	short := "bn" + node.String()[:4]
 	return layout{
 		table: "baton-" + node.Short(), label: "lo:" + short, prefix: short + "-",
-		metric: 1<<24 | int(node[0])<<16 | int(node[1])<<8 | int(node[2]),
+		metric: 1<<24 | int(node[0])<<16 | int(node[1])<<8 | int(node[2]), mesh: "bm" + node.String()[:4],
 	}
 }
+
+// routeTable is the table of routes for answers with a mark. The kernel's own tables are below 256; 1 in place of 0 keeps
+// ours out of there for every node id.
+func (l layout) routeTable(mark uint8) int { return max(l.metric&0xffffff, 1)<<8 | int(mark) }
+func (l layout) isTable(table int) bool    { return table>>8 == max(l.metric&0xffffff, 1) }
 
 func (l layout) link(task cluster.ID) string { return l.prefix + task.String()[:8] }
 func (l layout) isTaskLink(name string) bool { return strings.HasPrefix(name, l.prefix) }
@@ -60,14 +66,10 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), 32)}
 }
 
-// setUpHost makes the node forward, gives it its own address, and routes the pools.
+// setUpHost makes the node forward and gives it its own address.
 func (n *Network) setUpHost() error {
 	if err := within(n.host, func() error { return setSysctl("net/ipv4/ip_forward", "1") }); err != nil {
 		return err
-	}
-	n.mtu = n.cfg.MTU
-	if n.mtu == 0 {
-		n.mtu = n.uplinkMTU()
 	}
 	lo, err := n.links.LinkByName("lo")
 	if err != nil {
@@ -76,16 +78,22 @@ func (n *Network) setUpHost() error {
 	if err := n.links.LinkSetUp(lo); err != nil {
 		return fmt.Errorf("loopback link: %w", err)
 	}
-	self := n.nodeAddress()
-	if err := n.onlyAddress(lo, self); err != nil {
-		return err
+	return n.onlyAddress(lo, n.nodeAddress(), n.names.label)
+}
+
+// followRoutes makes our routes, but those of tasks, the ones of the pools and the given ones of peers. Those of peers are
+// within the task pool and more specific.
+func (n *Network) followRoutes(peers []netlink.Route) error {
+	lo, err := n.links.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("loopback link: %w", err)
 	}
-	routes := []netlink.Route{
+	routes := append([]netlink.Route{
 		// A host process needs a route before its packet is translated; this one also says which address it comes from.
-		{LinkIndex: lo.Attrs().Index, Dst: ipNet(n.node.ServicePool), Src: self.AsSlice(), Scope: netlink.SCOPE_LINK},
+		{LinkIndex: lo.Attrs().Index, Dst: ipNet(n.node.ServicePool), Src: n.nodeAddress().AsSlice(), Scope: netlink.SCOPE_LINK},
 		// An address without a task must not leak to the default route.
 		{Dst: ipNet(n.node.TaskPool), Type: unix.RTN_UNREACHABLE},
-	}
+	}, peers...)
 	if err := n.removeRoutes(routes); err != nil {
 		return err
 	}
@@ -98,20 +106,20 @@ func (n *Network) setUpHost() error {
 	return nil
 }
 
-// onlyAddress makes a the one address with our label, or removes them all when a is zero.
-func (n *Network) onlyAddress(lo netlink.Link, a netip.Addr) error {
+// onlyAddress makes a the one address of a link with a label, or removes them all when a is zero.
+func (n *Network) onlyAddress(link netlink.Link, a netip.Addr, label string) error {
 	if a.IsValid() {
-		if err := n.links.AddrReplace(lo, &netlink.Addr{IPNet: hostNet(a), Label: n.names.label}); err != nil {
+		if err := n.links.AddrReplace(link, &netlink.Addr{IPNet: hostNet(a), Label: label}); err != nil {
 			return fmt.Errorf("address %v: %w", a, err)
 		}
 	}
-	have, err := n.links.AddrList(lo, netlink.FAMILY_V4)
+	have, err := n.links.AddrList(link, netlink.FAMILY_V4)
 	if err != nil {
-		return fmt.Errorf("addresses of the loopback link: %w", err)
+		return fmt.Errorf("addresses of link %s: %w", link.Attrs().Name, err)
 	}
 	for _, old := range have {
-		if old.Label == n.names.label && !(a.IsValid() && old.IP.Equal(a.AsSlice())) {
-			if err := n.links.AddrDel(lo, &old); err != nil {
+		if old.Label == label && !(a.IsValid() && old.IP.Equal(a.AsSlice())) {
+			if err := n.links.AddrDel(link, &old); err != nil {
 				return fmt.Errorf("address %v: %w", old.IP, err)
 			}
 		}
@@ -119,7 +127,7 @@ func (n *Network) onlyAddress(lo netlink.Link, a netip.Addr) error {
 	return nil
 }
 
-// removeRoutes removes our routes of pools, but those to the destinations of keep. Routes of tasks go with their links.
+// removeRoutes removes our routes of pools and peers, but those to the destinations of keep. Routes of tasks go with their links.
 func (n *Network) removeRoutes(keep []netlink.Route) error {
 	have, err := n.links.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
@@ -176,6 +184,9 @@ func (n *Network) plug(ctx context.Context, a *attachment) error {
 		return err
 	}
 	if err := plugTask(a, inside, peer); err != nil {
+		return err
+	}
+	if err := errors.Join(setMTU(n.links, host, n.mtu), setMTU(inside, peer, n.mtu)); err != nil {
 		return err
 	}
 	if err := errors.Join(waitUp(ctx, n.links, host), waitUp(ctx, inside, peer)); err != nil {
@@ -281,6 +292,51 @@ func plugTask(a *attachment, inside *netlink.Handle, peer netlink.Link) error {
 		if err := inside.RouteReplace(&r); err != nil {
 			return fmt.Errorf("routes of the task: %w", err)
 		}
+	}
+	return nil
+}
+
+// setTaskMTUs changes the links of attached tasks in place: connections go on with what fits now.
+func (n *Network) setTaskMTUs() error {
+	var errs []error
+	for id := range n.attached {
+		host, err := n.links.LinkByName(n.names.link(id))
+		if err != nil {
+			continue // Attach makes it anew
+		}
+		if host.Attrs().MTU == n.mtu {
+			continue
+		}
+		// The task's end goes first, and the host's end last: it is what says that both are done.
+		errs = append(errs, n.setInsideMTU(id), setMTU(n.links, host, n.mtu))
+	}
+	return errors.Join(errs...)
+}
+
+func (n *Network) setInsideMTU(id cluster.ID) error {
+	ns, err := openNS(n.nsPath(id))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = ns.Close() }()
+	inside, err := netlink.NewHandleAt(ns)
+	if err != nil {
+		return fmt.Errorf("netlink in the task's namespace: %w", err)
+	}
+	defer inside.Close()
+	link, err := inside.LinkByName(taskLink)
+	if err != nil {
+		return fmt.Errorf("link %s of the task: %w", taskLink, err)
+	}
+	return setMTU(inside, link, n.mtu)
+}
+
+func setMTU(h *netlink.Handle, link netlink.Link, mtu int) error {
+	if link.Attrs().MTU == mtu {
+		return nil
+	}
+	if err := h.LinkSetMTU(link, mtu); err != nil {
+		return fmt.Errorf("MTU %d of link %s: %w", mtu, link.Attrs().Name, err)
 	}
 	return nil
 }

@@ -5,13 +5,17 @@
 //
 //	address    label lo:bnXXXX     the node's own address, on the loopback link
 //	links      bnXXXX-TTTTTTTT     the host end of each task's veth pair; XXXX from the node id, T from the task id
-//	routes     protocol 186        one per task; those of the pools carry the node id in their metric
+//	link       bmXXXX              the mesh to other nodes: WireGuard, a tun device for it, or VXLAN
+//	routes     protocol 186        one per task; those of the pools and of other nodes carry the node id in their metric
+//	rules      priority 1860       VXLAN: the way of answers to clients from outside; the node id is in their table
 //	nft table  ip baton-XXXXXXXXXX everything that is filtered or translated
 //	files      StateDir/netns/ID   a task's namespace, pinned by a bind mount
 //	           StateDir/tasks/ID   how the task was attached (JSON)
+//	           StateDir/mesh/keys  the node's private keys (JSON, mode 0600)
+//	           StateDir/mesh/peers what the mesh was last configured for (JSON)
 //
-// Invariants: what runs in the kernel does not need this process: after a kill everything goes on but names, and a new
-// Network over the same StateDir adopts it. A change of the rules is one nftables transaction, so a packet sees the state
+// Invariants: what runs in the kernel does not need this process: after a kill everything goes on but names and in-process
+// WireGuard, and a new Network over the same StateDir adopts it. A change of the rules is one nftables transaction, so a packet sees the state
 // before or after it. Nothing is removed but by Detach, Sweep, RemoveAll or a newer NetworkState.
 //
 // Concurrency: a Network may be used from several goroutines. One mutex serialises changes; questions about connections and
@@ -28,6 +32,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -46,7 +51,8 @@ type Config struct {
 
 	// NetNS is the path of the network namespace that is the node's; empty for the one of this process.
 	NetNS string
-	// MTU of the tasks' links, in bytes; default that of the link with the default route, else 1500.
+	// MTU of the tasks' links and of the mesh's own, in bytes. By default it is that of the link with the default route, else
+	// 1500, or that of a link to another node if smaller, less what the mesh adds to a packet.
 	MTU int
 	// ResolvConf lists the node's name servers; default /etc/resolv.conf.
 	ResolvConf string
@@ -61,6 +67,9 @@ type Network struct {
 	links *netlink.Handle
 	dns   *resolver
 
+	meshKey    atomic.Pointer[string] // the newest public one
+	background sync.WaitGroup         // of this Network's goroutines, but those of name service
+
 	mu        sync.Mutex
 	node      agentapi.NodeConfig
 	attached  map[cluster.ID]*attachment
@@ -68,12 +77,28 @@ type Network struct {
 	applied   bool   // state is from a manager, not the zero value
 	installed *rules // what the kernel has, or nil when that is not known
 	mtu       int
+	mesh      mesh
 }
 
 var _ agent.Network = (*Network)(nil)
 
-// New opens the network of a node. It changes nothing in the kernel yet.
+// New opens the network of a node. In the kernel it changes nothing yet, but that in-process WireGuard, which ended with the
+// earlier process, is up again.
 func New(cfg Config) (*Network, error) {
+	n, err := open(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.loadKeys(); err != nil {
+		return nil, errors.Join(err, n.Close())
+	}
+	n.loadMesh()
+	n.resumeMesh()
+	return n, nil
+}
+
+// open makes a Network that is good for removing things.
+func open(cfg Config) (*Network, error) {
 	if cfg.NodeID.IsZero() || !filepath.IsAbs(cfg.StateDir) {
 		return nil, fmt.Errorf("network: want a node id and an absolute state directory, got %q and %q", cfg.NodeID, cfg.StateDir)
 	}
@@ -83,7 +108,7 @@ func New(cfg Config) (*Network, error) {
 	if cfg.ResolvConf == "" {
 		cfg.ResolvConf = "/etc/resolv.conf"
 	}
-	for _, dir := range []string{"netns", "tasks"} {
+	for _, dir := range []string{"netns", "tasks", "mesh"} {
 		if err := os.MkdirAll(filepath.Join(cfg.StateDir, dir), 0o700); err != nil {
 			return nil, fmt.Errorf("network state: %w", err)
 		}
@@ -104,11 +129,17 @@ func New(cfg Config) (*Network, error) {
 	return n, nil
 }
 
-// Close stops answering names and ends every goroutine. Everything in the kernel stays.
+// Close stops answering names and ends every goroutine. Everything in the kernel stays; in-process WireGuard pauses.
 func (n *Network) Close() error {
 	n.dns.close()
+	defer n.background.Wait()
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.mesh.wg != nil {
+		n.saveRoamed()
+		n.mesh.wg.close()
+		n.mesh.wg = nil
+	}
 	n.links.Close()
 	return n.host.Close()
 }
@@ -120,6 +151,9 @@ func (n *Network) Configure(_ context.Context, c agentapi.NodeConfig) error {
 			return fmt.Errorf("node config: subnet %v, task pool %v, service pool %v: want IPv4 prefixes without host bits", c.Subnet, c.TaskPool, c.ServicePool)
 		}
 	}
+	if err := checkMesh(c); err != nil {
+		return err
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	first := !n.node.Subnet.IsValid()
@@ -127,12 +161,19 @@ func (n *Network) Configure(_ context.Context, c agentapi.NodeConfig) error {
 		return nil
 	}
 	n.node = c
-	if err := n.setUpHost(); err != nil {
+	err := n.setUpHost()
+	if err == nil {
+		err = n.followMesh()
+	}
+	if err != nil {
 		n.node = agentapi.NodeConfig{} // so that the next call tries again
 		return err
 	}
 	if first {
-		return n.adopt()
+		if err := n.adopt(); err != nil {
+			return err
+		}
+		return n.setTaskMTUs()
 	}
 	n.installed = nil // the pools are part of the rules
 	if n.applied {
@@ -229,6 +270,9 @@ func (n *Network) Apply(_ context.Context, s agentapi.NetworkState) error {
 		return errors.New("apply: the network is not configured yet")
 	}
 	n.state, n.applied = s, true
+	if err := n.followMesh(); err != nil {
+		return fmt.Errorf("apply network state: %w", err)
+	}
 	if err := n.sync(); err != nil {
 		return fmt.Errorf("apply network state: %w", err)
 	}
@@ -307,7 +351,7 @@ func (n *Network) sweepLinks(keep []cluster.ID) error {
 // an attached task needs, and leaves the rules of an earlier process as they are.
 func (n *Network) sync() error {
 	start := time.Now()
-	want := rulesInput{node: n.node, self: n.nodeAddress(), state: n.state, layout: n.names, local: make([]*attachment, 0, len(n.attached))}
+	want := rulesInput{node: n.node, self: n.nodeAddress(), state: n.state, layout: n.names, links: n.mesh.links, peers: n.mesh.record.Peers, local: make([]*attachment, 0, len(n.attached))}
 	for _, a := range n.attached {
 		want.local = append(want.local, a)
 	}
@@ -321,12 +365,12 @@ func (n *Network) sync() error {
 			return n.admit(want)
 		}
 	}
-	gone, err := n.install(want)
+	moved, left, err := n.install(want)
 	if err != nil {
 		n.installed = nil // unknown now: the next attempt replaces everything
 		return err
 	}
-	if err := n.forgetDatagrams(gone); err != nil {
+	if err := n.forgetStale(moved, left); err != nil {
 		return err
 	}
 	if d := time.Since(start); d > slowSync {

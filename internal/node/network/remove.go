@@ -16,7 +16,7 @@ import (
 // It needs nothing of what an earlier process knew but the node's id, may be repeated, and must not run beside a Network of
 // the same node. Forwarding stays enabled: others may rely on it.
 func RemoveAll(ctx context.Context, cfg Config) error {
-	n, err := New(cfg)
+	n, err := open(cfg)
 	if err != nil {
 		return err
 	}
@@ -25,9 +25,9 @@ func RemoveAll(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	errs := []error{n.Sweep(ctx, nil), n.removeTable(), n.removeRoutes(nil)}
+	errs := []error{n.Sweep(ctx, nil), n.removeTable(), n.removeMesh(), n.removeRoutes(nil)}
 	if lo, err := n.links.LinkByName("lo"); err == nil {
-		errs = append(errs, n.onlyAddress(lo, netip.Addr{}))
+		errs = append(errs, n.onlyAddress(lo, netip.Addr{}, n.names.label))
 	}
 	for _, a := range records {
 		errs = append(errs, n.forgetConnections(a.Address))
@@ -36,7 +36,7 @@ func RemoveAll(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("remove network: %w", err)
 	}
 	// Pins are gone: what remains are plain files. Never remove recursively above them.
-	for _, name := range []string{"netns", "tasks"} {
+	for _, name := range []string{"netns", "tasks", "mesh"} {
 		if err := os.RemoveAll(filepath.Join(cfg.StateDir, name)); err != nil {
 			return fmt.Errorf("remove network: %w", err)
 		}

@@ -7,6 +7,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"baton/internal/model/cluster"
 )
 
 // setID names a set or map of the table.
@@ -24,6 +26,11 @@ const (
 	setSources                // link . address: what a local task may send from
 	setOutbound               // local task address: may leave the cluster
 	setHairpin                // local task address . the same: a task that reaches itself through its service
+	setMesh                   // link that packets of other nodes come by
+	setNodes                  // address of another node itself
+	setEndpoints              // VXLAN: underlay address of another node
+	setVTEPs                  // VXLAN: hardware address of another node : mark
+	setExposed                // VXLAN: local task address . protocol . port that is published
 	numSets
 )
 
@@ -39,6 +46,11 @@ var (
 		setReach:     {Name: "reach", KeyType: nftables.MustConcatSetType(nftables.TypeMark, nftables.TypeIPAddr)},
 		setSources:   {Name: "sources", KeyType: nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIPAddr)},
 		setOutbound:  {Name: "outbound", KeyType: nftables.TypeIPAddr},
+		setMesh:      {Name: "mesh", KeyType: nftables.TypeIFName},
+		setNodes:     {Name: "nodes", KeyType: nftables.TypeIPAddr},
+		setEndpoints: {Name: "endpoints", KeyType: nftables.TypeIPAddr},
+		setVTEPs:     {Name: "vteps", IsMap: true, KeyType: nftables.TypeEtherAddr, DataType: nftables.TypeMark},
+		setExposed:   {Name: "exposed", KeyType: portType},
 		setHairpin:   {Name: "hairpin", KeyType: nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeIPAddr)},
 	}
 )
@@ -72,13 +84,18 @@ func (t *table) create(c *nftables.Conn) {
 	for _, name := range []string{"between", "members"} {
 		c.AddChain(&nftables.Chain{Name: name, Table: t.nft})
 	}
-	t.base(c, "raw", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, t.antiSpoof())
+	t.base(c, "raw", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, append(t.antiSpoof(), t.poolGuard()...))
+	t.marks(c)
+	t.clamp(c)
 	t.base(c, "prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest, t.translate())
 	t.base(c, "local", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest, t.translate())
 	t.base(c, "input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter, t.input())
 	t.base(c, "forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter, [][]expr.Any{
 		join(t.ours(expr.MetaKeyIIFNAME), verdict(expr.VerdictGoto, "between")),
 		join(t.ours(expr.MetaKeyOIFNAME), verdict(expr.VerdictGoto, "between")),
+		// Between other nodes and this one's uplink: published ports with tasks elsewhere.
+		join(within4(src, t.in.node.TaskPool, true), verdict(expr.VerdictGoto, "between")),
+		join(within4(dst, t.in.node.TaskPool, true), verdict(expr.VerdictGoto, "between")),
 	})
 	t.base(c, "output", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityFilter, t.noService())
 	t.base(c, "postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource, t.source())
@@ -109,10 +126,7 @@ func (t *table) antiSpoof() [][]expr.Any {
 
 // translate sends new connections to service addresses and published ports to a task.
 func (t *table) translate() [][]expr.Any {
-	local := []expr.Any{
-		&expr.Fib{Register: reg(0), FlagDADDR: true, ResultADDRTYPE: true},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: native(unix.RTN_LOCAL)},
-	}
+	local := toThisNode()
 	return [][]expr.Any{
 		join([]expr.Any{address(dst, 0)}, t.vmap(setServices)),
 		join(local, portOn(true), t.vmap(setPorts)),
@@ -147,33 +161,52 @@ func (t *table) input() [][]expr.Any {
 		// With a ready task the packet would not be here: it raced with a replacement of the rules.
 		rules = append(rules, join(portOn(specific), slotZero(3), t.lookup(setPortSlots, 0, 4), verdict(expr.VerdictDrop, "")))
 	}
+	if t.in.node.Mesh == cluster.MeshVXLAN {
+		rules = append(rules, join(t.byMesh(expr.MetaKeyIIFNAME), within4(src, t.in.node.TaskPool, false), verdict(expr.VerdictDrop, "")))
+	}
 	return append(rules, refuse(join(t.ours(expr.MetaKeyIIFNAME), []expr.Any{address(src, 0)}, t.notIn(setOutbound, 0)))...)
 }
 
-// between decides on what comes from or goes to a task.
-func (t *table) between() [][]expr.Any {
-	published := []expr.Any{
+// published matches connections to a published port: translated, and not from a service address.
+func (t *table) published() []expr.Any {
+	return join([]expr.Any{
 		&expr.Ct{Key: expr.CtKeySTATUS, Register: reg(0)},
 		&expr.Bitwise{SourceRegister: reg(0), DestRegister: reg(0), Len: 4, Mask: native(ipsDestNAT), Xor: native(0)},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg(0), Data: native(0)},
 		&expr.Ct{Key: expr.CtKeyDST, Register: reg(0)}, // of the original direction: what the client asked for
-	}
-	published = join(published, masked(0, t.in.node.ServicePool, false))
-	return [][]expr.Any{
+	}, masked(0, t.in.node.ServicePool, false))
+}
+
+// between decides on what comes from or goes to a task, here or on another node. The node of the task that is reached
+// checks membership; this one lets its tasks' packets out to it.
+func (t *table) between() [][]expr.Any {
+	rules := [][]expr.Any{
 		join(established(), verdict(expr.VerdictAccept, "")),
 		join(ctState(expr.CtStateBitINVALID), verdict(expr.VerdictDrop, "")), // it would pass by the translation
 		join(t.ours(expr.MetaKeyIIFNAME), []expr.Any{address(src, 0)}, t.notIn(setOutbound, 0), verdict(expr.VerdictGoto, "members")),
-		join(published, verdict(expr.VerdictAccept, "")),
+		join(t.published(), verdict(expr.VerdictAccept, "")),
+	}
+	rules = append(rules, t.fromClients()...)
+	return append(rules,
 		join(t.ours(expr.MetaKeyOIFNAME), verdict(expr.VerdictGoto, "members")),
 		join(within4(dst, t.in.node.ServicePool, true), verdict(expr.VerdictGoto, "members")),
-	}
+		join(t.ours(expr.MetaKeyIIFNAME), verdict(expr.VerdictAccept, "")),
+		// This node is no router between others.
+		verdict(expr.VerdictDrop, ""))
 }
 
 // members accepts what may reach a local task and ends everything else.
 func (t *table) members() [][]expr.Any {
 	rules := [][]expr.Any{
 		join([]expr.Any{address(src, 0)}, t.lookup(setGroups, 0, 0), []expr.Any{address(dst, 1)}, t.in4(setReach, 0), verdict(expr.VerdictAccept, "")),
+		// Another node itself: its probes, its processes, and its published ports' clients, whom it gave its address.
+		join(t.ours(expr.MetaKeyOIFNAME), []expr.Any{address(src, 0)}, t.in4(setNodes, 0), verdict(expr.VerdictAccept, "")),
 	}
+	// A task without a way out reaches members on other nodes, where it is checked: not those nodes themselves, and no
+	// published port, where it would come with this node's address and pass unchecked.
+	elsewhere := t.byMesh(expr.MetaKeyOIFNAME)
+	rules = append(rules, refuse(join(elsewhere, t.published()))...)
+	rules = append(rules, join(elsewhere, []expr.Any{address(dst, 0)}, t.lookup(setGroups, 0, 0), verdict(expr.VerdictAccept, "")))
 	known := join([]expr.Any{address(src, 0)}, t.lookup(setGroups, 0, 4), []expr.Any{address(dst, 0)}, t.lookup(setGroups, 0, 4))
 	rules = append(rules, refuse(known)...)
 	// From strangers, or raced with a replacement of the rules.
@@ -201,12 +234,14 @@ func (t *table) source() [][]expr.Any {
 		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg(0)},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg(0), Data: []byte(t.in.layout.prefix)},
 	}
-	return [][]expr.Any{
+	rules := [][]expr.Any{
 		join([]expr.Any{address(src, 0), address(dst, 1)}, t.in4(setHairpin, 0), toSelf),
 		join(t.ours(expr.MetaKeyOIFNAME), within4(src, netip.MustParsePrefix("127.0.0.0/8"), true), toSelf),
-		join(within4(src, t.in.node.Subnet, true), within4(dst, t.in.node.TaskPool, false), within4(dst, t.in.node.ServicePool, false),
-			outside, []expr.Any{&expr.Masq{}}),
 	}
+	rules = append(rules, t.hideRemoteClients(toSelf)...)
+	return append(rules,
+		join(within4(src, t.in.node.Subnet, true), within4(dst, t.in.node.TaskPool, false), within4(dst, t.in.node.ServicePool, false),
+			outside, []expr.Any{&expr.Masq{}}))
 }
 
 // The parts of rules. Register numbers count four-byte registers from 0.

@@ -56,12 +56,17 @@ type Node struct {
 // notesMax is how many notes of the runtime wait for the agent; more are dropped.
 const notesMax = 256
 
-// Open unpacks the runtime, starts or adopts containerd and takes over the network.
+// Open takes over the network, unpacks the runtime, and starts or adopts containerd.
 func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	n := &Node{cfg: cfg, notes: make(chan agentapi.Note, notesMax)}
+	// The network goes first: where WireGuard runs in this process, other nodes wait for it.
+	n.network, err = network.New(NetworkConfig(cfg))
+	if err != nil {
+		return nil, fmt.Errorf("take over the network: %w", err)
+	}
 	paths, err := bundle.Unpack(filepath.Join(cfg.Dir, "bin"))
 	if err != nil {
-		return nil, fmt.Errorf("unpack the container runtime: %w", err)
+		return nil, errors.Join(fmt.Errorf("unpack the container runtime: %w", err), n.network.Close())
 	}
 	n.runtime, err = runtime.New(ctx, runtime.Config{
 		DataDir: cfg.Dir, Containerd: paths.Containerd, Shim: paths.Shim, Runc: paths.Runc,
@@ -72,11 +77,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		Log: cfg.Logger, Note: n.note,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("start the container runtime: %w", err)
-	}
-	n.network, err = network.New(NetworkConfig(cfg))
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("take over the network: %w", err), n.runtime.Close(ctx, true))
+		return nil, errors.Join(fmt.Errorf("start the container runtime: %w", err), n.network.Close())
 	}
 	n.volumes, err = volume.Open(cfg.Dir)
 	if err != nil {
@@ -124,7 +125,7 @@ func (l logs) Remove(id cluster.ID) error { return l.RemoveLogs(id) }
 const imagesMax = 500
 
 func (n *Node) describe(ctx context.Context) cluster.NodeDescription {
-	d := cluster.NodeDescription{OS: goruntime.GOOS, Arch: goruntime.GOARCH, CPU: spec.MilliCPU(goruntime.NumCPU() * 1000), Version: n.cfg.Version}
+	d := cluster.NodeDescription{OS: goruntime.GOOS, Arch: goruntime.GOARCH, CPU: spec.MilliCPU(goruntime.NumCPU() * 1000), Version: n.cfg.Version, MeshKey: n.network.MeshKey()}
 	var uts unix.Utsname
 	if unix.Uname(&uts) == nil {
 		d.Hostname, d.Kernel = unix.ByteSliceToString(uts.Nodename[:]), unix.ByteSliceToString(uts.Release[:])
