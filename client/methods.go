@@ -131,6 +131,12 @@ func (c *Client) RotateAuthority(ctx context.Context) (api.Cluster, error) {
 	return send[api.Cluster](ctx, c, http.MethodPost, path("cluster", "authority", "rotate"), nil, struct{}{})
 }
 
+// RotateMesh lets all nodes change their mesh keys.
+func (c *Client) RotateMesh(ctx context.Context) error {
+	_, err := send[struct{}](ctx, c, http.MethodPost, path("cluster", "mesh", "rotate"), nil, struct{}{})
+	return err
+}
+
 // Tokens lists the join tokens.
 func (c *Client) Tokens(ctx context.Context) ([]api.JoinToken, error) {
 	return get[[]api.JoinToken](ctx, c, path("tokens"), nil)

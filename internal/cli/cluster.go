@@ -13,6 +13,7 @@ import (
 
 	"baton/client"
 	"baton/client/api"
+	"baton/internal/model/cluster"
 )
 
 // joinLineMax bounds what is read as a join line, in bytes.
@@ -263,8 +264,61 @@ func (a *app) clusterCmd() *cobra.Command {
 		},
 	}
 	ca.AddCommand(rotate)
-	cmd.AddCommand(status, ca)
+	mesh := &cobra.Command{Use: "mesh", Short: "Manage the mesh between nodes"}
+	mesh.AddCommand(&cobra.Command{
+		Use: "rotate", Args: cobra.NoArgs, Short: "Change the mesh keys of all nodes; open connections go on",
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.rotateMesh(cmd.Context()) },
+	})
+	cmd.AddCommand(status, ca, mesh)
 	return cmd
+}
+
+// rotateMesh asks for new mesh keys and waits until every connected node has one.
+func (a *app) rotateMesh(ctx context.Context) error {
+	c, err := a.dial()
+	if err != nil {
+		return err
+	}
+	before, err := c.Nodes(ctx)
+	if err != nil {
+		return err
+	}
+	if err := c.RotateMesh(ctx); err != nil {
+		return err
+	}
+	old := make(map[string]string)
+	for _, n := range before {
+		if n.State == cluster.NodeReady {
+			old[n.Name] = n.Description.MeshKey
+		}
+	}
+	ctx, cancel := a.limited(ctx, waitDefault)
+	defer cancel()
+	for {
+		now, err := c.Nodes(ctx)
+		if err != nil && ctx.Err() == nil {
+			return err
+		}
+		var left []string
+		for _, n := range now {
+			if key, ok := old[n.Name]; ok && key == n.Description.MeshKey {
+				left = append(left, n.Name)
+			}
+		}
+		if err == nil && len(left) == 0 {
+			fmt.Fprintf(a.out, "mesh: %d nodes have new keys\n", len(old))
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return &exitError{code: api.ExitInterrupted}
+			}
+			return &exitError{api.ExitTimeout, api.Errorf(api.CodeTimeout, "no new mesh keys after %s: %s", a.timeout, strings.Join(left, ", ")).
+				WithMend("they follow once they are connected; see `baton node ls`")}
+		case <-time.After(drainLook):
+		}
+	}
 }
 
 func (a *app) printCluster(cl api.Cluster) error {

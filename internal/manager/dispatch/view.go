@@ -234,7 +234,7 @@ func (v *view) nodeConfig(id cluster.ID) (agentapi.NodeConfig, bool) {
 	}
 	c := agentapi.NodeConfig{Subnet: node.Subnet, TaskPool: settings.TaskPool, ServicePool: settings.ServicePool}
 	if len(v.peers) > 0 {
-		c.Mesh, c.MeshPort = settings.Mesh, settings.MeshPort
+		c.Mesh, c.MeshPort, c.MeshEpoch = settings.Mesh, settings.MeshPort, settings.MeshEpoch
 	}
 	return c, true
 }

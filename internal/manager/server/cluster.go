@@ -29,6 +29,10 @@ func (s *Server) clusterRoutes() {
 		func(ctx context.Context, _ *struct{ Body struct{} }) (api.Cluster, error) {
 			return s.rotateAuthority(ctx)
 		})
+	handle(s, operation{method: http.MethodPost, path: "/v1/cluster/mesh/rotate", id: "rotateMesh", summary: "Let all nodes change their mesh keys, without losing connections", tag: "cluster"},
+		func(ctx context.Context, _ *struct{ Body struct{} }) (done, error) {
+			return done{true}, s.rotateMesh(ctx)
+		})
 	handle(s, operation{method: http.MethodGet, path: "/v1/tokens", id: "listTokens", summary: "Join tokens, with their secrets", tag: "cluster"},
 		func(context.Context, *none) ([]api.JoinToken, error) { return s.listTokens() })
 	handle(s, operation{method: http.MethodPost, path: "/v1/tokens", id: "makeToken", summary: "Make a join token", tag: "cluster"},
@@ -128,6 +132,27 @@ func (s *Server) rotateAuthority(ctx context.Context) (api.Cluster, error) {
 		return api.Cluster{}, err
 	}
 	return s.cluster(), nil
+}
+
+// rotateMesh asks all nodes for new mesh keys. Each node's description tells when it has one.
+func (s *Server) rotateMesh(ctx context.Context) error {
+	asked := uint64(0)
+	return s.retry(ctx, func(snap store.Snapshot, now time.Time) (store.Txn, error) {
+		var txn store.Txn
+		settings, ok := snap.Settings()
+		if !ok || settings.Mesh != cluster.MeshWireGuard {
+			return txn, api.Errorf(api.CodeUnsupported, "this cluster's mesh has no keys")
+		}
+		if asked > 0 && settings.MeshEpoch >= asked {
+			return txn, nil // an earlier try did it
+		}
+		c := cluster.Copy(settings)
+		c.MeshEpoch++
+		asked = c.MeshEpoch
+		txn.Put(c)
+		s.event(&txn, now, "cluster.mesh-rotating", "the nodes change their mesh keys", func(*cluster.Event) {})
+		return txn, nil
+	}, func(store.Version) {})
 }
 
 // joinAddress is where a machine that joins finds a manager.

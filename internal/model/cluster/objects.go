@@ -327,6 +327,8 @@ type Settings struct {
 	// Mesh and MeshPort say how the nodes' subnets are connected; chosen when the cluster is founded.
 	Mesh     Mesh   `json:"mesh,omitempty"`
 	MeshPort uint16 `json:"meshPort,omitempty"`
+	// MeshEpoch counts the requests to change the nodes' mesh keys.
+	MeshEpoch uint64 `json:"meshEpoch,omitempty"`
 	// PortClaims counts the deployments that publish ports. Each writes it, so that two of them at once cannot take the same
 	// port: the second one is refused and looks again.
 	PortClaims uint64 `json:"portClaims,omitempty"`

@@ -16,6 +16,8 @@ import (
 type meshKeys struct {
 	Current string
 	Next    string // announced, and taken into use once the peers know it; else empty
+	// Epoch is the newest request to rotate that was followed.
+	Epoch uint64 `json:",omitempty"`
 }
 
 func parseKey(s string) (wgtypes.Key, error) {
@@ -96,6 +98,18 @@ func (n *Network) MeshKey() string { return *n.meshKey.Load() }
 func (n *Network) RotateMeshKey(_ context.Context) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	return n.rotateKey(n.mesh.keys.Epoch)
+}
+
+// followEpoch rotates the key when the managers ask for it anew.
+func (n *Network) followEpoch(epoch uint64) error {
+	if epoch <= n.mesh.keys.Epoch {
+		return nil
+	}
+	return n.rotateKey(epoch)
+}
+
+func (n *Network) rotateKey(epoch uint64) error {
 	if n.mesh.keys.Next != "" {
 		return nil
 	}
@@ -103,9 +117,9 @@ func (n *Network) RotateMeshKey(_ context.Context) error {
 	if err != nil {
 		return fmt.Errorf("rotate the mesh key: %w", err)
 	}
-	k := meshKeys{Current: n.mesh.keys.Current, Next: fresh.String()}
+	k := meshKeys{Current: n.mesh.keys.Current, Next: fresh.String(), Epoch: epoch}
 	if n.node.Mesh != cluster.MeshWireGuard && n.mesh.record.Node.Mesh != cluster.MeshWireGuard {
-		k = meshKeys{Current: fresh.String()} // nobody uses the old one
+		k = meshKeys{Current: fresh.String(), Epoch: epoch} // nobody uses the old one
 	}
 	return n.saveKeys(k)
 }
@@ -116,5 +130,5 @@ func (n *Network) adoptKey(known string) (bool, error) {
 	if k.Next == "" || known != publicKey(k.Next) {
 		return false, nil
 	}
-	return true, n.saveKeys(meshKeys{Current: k.Next})
+	return true, n.saveKeys(meshKeys{Current: k.Next, Epoch: k.Epoch})
 }

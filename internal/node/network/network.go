@@ -165,6 +165,9 @@ func (n *Network) Configure(_ context.Context, c agentapi.NodeConfig) error {
 	if err == nil {
 		err = n.followMesh()
 	}
+	if err == nil {
+		err = n.followEpoch(c.MeshEpoch)
+	}
 	if err != nil {
 		n.node = agentapi.NodeConfig{} // so that the next call tries again
 		return err

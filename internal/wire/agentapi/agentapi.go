@@ -163,6 +163,8 @@ type NodeConfig struct {
 	Mesh cluster.Mesh `json:"mesh,omitempty"`
 	// MeshPort is the UDP port of WireGuard and VXLAN, the same on all nodes.
 	MeshPort uint16 `json:"meshPort,omitempty"`
+	// MeshEpoch grows when nodes are to change their mesh keys.
+	MeshEpoch uint64 `json:"meshEpoch,omitempty"`
 }
 
 // Report is what an agent sends.

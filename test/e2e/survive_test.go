@@ -1,0 +1,294 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"baton/client/api"
+	"baton/internal/model/cluster"
+)
+
+// loadAll imports images on every machine.
+func (c *machines) loadAll(names ...string) {
+	c.t.Helper()
+	for _, m := range c.list {
+		for _, n := range names {
+			c.list[0].baton("image", "load", "--node", m.name, filepath.Join(images, n+".tar"))
+		}
+	}
+}
+
+// by is the machine with the name.
+func (c *machines) by(name string) *machine {
+	c.t.Helper()
+	for _, m := range c.list {
+		if m.name == name {
+			return m
+		}
+	}
+	c.t.Fatalf("no machine %s", name)
+	return nil
+}
+
+// leader is the machine whose manager leads, as the manager on m sees it.
+func (c *machines) leader(m *machine) *machine {
+	c.t.Helper()
+	var name string
+	eventually(c.t, 20*time.Second, "somebody leads", func() error {
+		r := m.try("cluster", "status", "-o", "json")
+		if r.code != 0 {
+			return errors.New(r.stderr)
+		}
+		if name = decode[api.Cluster](c.t, r.stdout).Leader; name == "" {
+			return errors.New("nobody does")
+		}
+		return nil
+	})
+	return c.by(name)
+}
+
+// blackhole lets a machine send nothing to the others, or send again.
+func (c *machines) blackhole(m *machine, on bool, others ...*machine) {
+	c.t.Helper()
+	h, ns := c.handle(m.ns)
+	defer h.Close()
+	defer ns.Close()
+	for _, o := range others {
+		r := &netlink.Route{Dst: &net.IPNet{IP: net.ParseIP(o.ip), Mask: net.CIDRMask(32, 32)}, Type: 6 /* RTN_BLACKHOLE */}
+		var err error
+		if on {
+			err = h.RouteAdd(r)
+		} else {
+			err = h.RouteDel(r)
+		}
+		if err != nil {
+			c.t.Fatalf("blackhole from %s to %s: %v", m.name, o.name, err)
+		}
+	}
+}
+
+// settled waits until every task that is wanted is ready and nothing else is left, and all nodes are there.
+func (c *machines) settled(m *machine, stack string, limit time.Duration) {
+	c.t.Helper()
+	eventually(c.t, limit, "the stack is as wanted and all nodes are there", func() error {
+		for _, n := range decode[[]api.Node](c.t, m.baton("node", "ls", "-o", "json")) {
+			if n.State != cluster.NodeReady {
+				return fmt.Errorf("node %s is %s", n.Name, n.State)
+			}
+		}
+		r := m.try("status", "-s", stack)
+		if r.code != 0 {
+			return errors.New(r.stdout + r.stderr)
+		}
+		return nil
+	})
+}
+
+const spreadWeb = `services:
+  web:
+    image: baton.test/web:v1
+    ports: ["8080:8080"]
+    healthcheck: {test: [NONE]}
+    x-probes: {ready: {http: {path: /healthz, port: 8080}, every: 500ms, timeout: 2s}}
+    deploy: {replicas: 5, update_config: {monitor: 0s, parallelism: 2}}
+  inside:
+    image: baton.test/web:v1
+    healthcheck: {test: [NONE]}
+    deploy: {placement: {constraints: [node.hostname == %s]}}
+`
+
+// Every planned change goes by without a failed request, from outside and from inside.
+func TestPlannedChangesFailNoRequest(t *testing.T) {
+	c := newCluster(t, 3, 2)
+	m1 := c.list[0]
+	c.loadAll("web-v1")
+	file := m1.write("compose.yaml", fmt.Sprintf(spreadWeb, "m1"))
+	m1.baton("up", "-f", file, "-s", "web", "-y")
+	inside := m1.live("inside")[0]
+	nodes := make(map[string]bool)
+	for _, task := range m1.live("web") {
+		nodes[task.NodeName] = true
+	}
+	if len(nodes) != 5 {
+		t.Fatalf("5 replicas are on %d nodes, want one on each:\n%s", len(nodes), m1.baton("ps"))
+	}
+	for _, change := range []struct {
+		name string
+		do   func()
+	}{
+		{"drain a worker", func() {
+			m1.baton("node", "drain", "w1")
+			m1.baton("node", "activate", "w1")
+		}},
+		{"promote and demote", func() {
+			m1.baton("node", "promote", "w2")
+			m1.baton("node", "demote", "w2")
+		}},
+		{"demote the leader", func() {
+			leader := c.leader(m1)
+			if leader == m1 {
+				m1.baton("node", "demote", "m2")
+				m1.baton("node", "promote", "m2")
+				return
+			}
+			m1.baton("node", "demote", leader.name)
+			m1.baton("node", "promote", leader.name)
+		}},
+		{"rotate tokens", func() {
+			m1.baton("token", "rotate", "worker")
+			m1.baton("token", "rotate", "manager")
+		}},
+		{"rotate the authority", func() { m1.baton("cluster", "ca", "rotate") }},
+		{"rotate the mesh keys", func() { m1.baton("cluster", "mesh", "rotate") }},
+		{"restart each baton in turn", func() {
+			for _, m := range c.list {
+				m.stop()
+				m.launch()
+				c.ready(5)
+			}
+		}},
+		{"roll out", func() { m1.baton("restart", "web") }},
+	} {
+		outside := startLoad(t, c.hub, request{URL: "http://" + c.by("m3").ip + ":8080/", Workers: 3, Pause: 5 * time.Millisecond})
+		name := startLoad(t, m1.netns(inside.ID), request{URL: "http://web:8080/", Workers: 3, Pause: 5 * time.Millisecond, DNS: true})
+		begin := time.Now()
+		change.do()
+		took := time.Since(begin)
+		c.settled(m1, "web", time.Minute)
+		for where, l := range map[string]*load{"published port": outside, "service name": name} {
+			got := l.end()
+			t.Logf("%-28s %6.1f s  %-15s %6d requests, %d failed", change.name, took.Seconds(), where, got.Requests, got.Failures)
+			if got.Failures > 0 {
+				t.Errorf("%s: %s: %d of %d requests failed: %v", change.name, where, got.Failures, got.Requests, got.Errors)
+			}
+			if got.Requests < 50 {
+				t.Errorf("%s: %s: only %d requests: no load", change.name, where, got.Requests)
+			}
+		}
+	}
+	if now := m1.live("inside"); len(now) != 1 || now[0].ID != inside.ID {
+		t.Error("the changes restarted a service that they do not concern")
+	}
+}
+
+// window is what clients saw of a fault.
+type window struct {
+	name             string
+	requests, failed int
+	settle           time.Duration
+}
+
+func (w window) String() string {
+	return fmt.Sprintf("%-32s %6d requests, %4d failed; as wanted again %4.1f s after its end", w.name, w.requests, w.failed, w.settle.Seconds())
+}
+
+// What nobody planned fails only what is on its way to the lost node, and what comes within the time until that is noticed.
+func TestUnplannedLossIsShort(t *testing.T) {
+	c := newCluster(t, 3, 2)
+	m1 := c.list[0]
+	c.loadAll("web-v1")
+	m1.baton("up", "-f", m1.write("compose.yaml", fmt.Sprintf(spreadWeb, "m1")), "-s", "web", "-y")
+	managers, workers := c.list[:3], c.list[3:]
+	w1 := workers[0]
+	// Every fault spares the machine that is asked, so that what fails is the cluster's doing.
+	for _, fault := range []struct {
+		name  string
+		do    func() (spare *machine, undo func())
+		limit int // of failed requests, in percent
+	}{
+		{"kill -9 the leader's baton", func() (*machine, func()) {
+			leader := c.leader(m1)
+			leader.kill()
+			return c.other(managers, leader), func() { leader.launch() }
+		}, 0},
+		{"kill -9 a worker's baton", func() (*machine, func()) {
+			w1.kill()
+			return m1, func() { w1.launch() }
+		}, 25},
+		{"a worker vanishes, and returns", func() (*machine, func()) {
+			c.cut(w1, true)
+			return m1, func() { c.cut(w1, false) }
+		}, 25},
+		{"the leader is cut from the rest", func() (*machine, func()) {
+			leader := c.leader(m1)
+			c.cut(leader, true)
+			return c.other(managers, leader), func() { c.cut(leader, false) }
+		}, 25},
+		{"a worker is cut from managers only", func() (*machine, func()) {
+			c.blackhole(w1, true, managers...)
+			return workers[1], func() { c.blackhole(w1, false, managers...) }
+		}, 25},
+		{"a worker is heard by nobody", func() (*machine, func()) {
+			c.blackhole(w1, true, managers...)
+			c.blackhole(w1, true, workers[1])
+			return m1, func() { c.blackhole(w1, false, append(slices.Clone(managers), workers[1])...) }
+		}, 25},
+	} {
+		var got tally
+		w := window{name: fault.name}
+		spare, undo := fault.do()
+		load := startLoad(t, c.hub, request{URL: "http://" + spare.ip + ":8080/", Workers: 4, Pause: 10 * time.Millisecond, Timeout: 2 * time.Second})
+		asked := spare
+		if !slices.Contains(managers, spare) {
+			asked = m1
+		}
+		c.replaced(asked, fault.name)
+		got = load.end()
+		undo()
+		begin := time.Now()
+		c.settled(m1, "web", time.Minute)
+		w.requests, w.failed, w.settle = got.Requests, got.Failures, time.Since(begin)
+		t.Log(w)
+		if got.Failures*100 > fault.limit*got.Requests {
+			t.Errorf("%s: %d of %d requests failed, want at most %d%%: %v", fault.name, got.Failures, got.Requests, fault.limit, got.Errors)
+		}
+		if got.Requests < 50 {
+			t.Errorf("%s: only %d requests: no load", fault.name, got.Requests)
+		}
+	}
+}
+
+// other is one of the machines that is not m.
+func (c *machines) other(list []*machine, m *machine) *machine {
+	for _, o := range list {
+		if o != m {
+			return o
+		}
+	}
+	c.t.Fatal("there is no other one")
+	return nil
+}
+
+// replaced waits until all replicas of web that are wanted are ready, as the manager on m sees it, after a fault has had the
+// time to show.
+func (c *machines) replaced(m *machine, fault string) {
+	c.t.Helper()
+	begin := time.Now()
+	unsettled := false
+	eventually(c.t, 40*time.Second, fault+": web is whole again", func() error {
+		r := m.try("ls", "-s", "web", "-o", "json")
+		if r.code != 0 {
+			return errors.New(r.stderr)
+		}
+		whole := false
+		for _, s := range decode[[]api.Service](c.t, r.stdout) {
+			whole = whole || s.Name == "web" && s.Status.Ready >= 5
+		}
+		unsettled = unsettled || !whole
+		if !whole {
+			return fmt.Errorf("it is not: %s", strings.TrimSpace(r.stdout))
+		}
+		if !unsettled && time.Since(begin) < 8*time.Second {
+			return errors.New("the fault has not shown yet")
+		}
+		return nil
+	})
+}
