@@ -102,7 +102,7 @@ const spreadWeb = `services:
   inside:
     image: baton.test/web:v1
     healthcheck: {test: [NONE]}
-    deploy: {placement: {constraints: [node.hostname == %s]}}
+    deploy: {placement: {constraints: [node.labels.place == inside]}}
 `
 
 // Every planned change goes by without a failed request, from outside and from inside.
@@ -110,7 +110,8 @@ func TestPlannedChangesFailNoRequest(t *testing.T) {
 	c := newCluster(t, 3, 2)
 	m1 := c.list[0]
 	c.loadAll("web-v1")
-	file := m1.write("compose.yaml", fmt.Sprintf(spreadWeb, "m1"))
+	m1.baton("node", "label", "m1", "place=inside")
+	file := m1.write("compose.yaml", spreadWeb)
 	m1.baton("up", "-f", file, "-s", "web", "-y")
 	inside := m1.live("inside")[0]
 	nodes := make(map[string]bool)
@@ -195,7 +196,8 @@ func TestUnplannedLossIsShort(t *testing.T) {
 	c := newCluster(t, 3, 2)
 	m1 := c.list[0]
 	c.loadAll("web-v1")
-	m1.baton("up", "-f", m1.write("compose.yaml", fmt.Sprintf(spreadWeb, "m1")), "-s", "web", "-y")
+	m1.baton("node", "label", "m1", "place=inside")
+	m1.baton("up", "-f", m1.write("compose.yaml", spreadWeb), "-s", "web", "-y")
 	managers, workers := c.list[:3], c.list[3:]
 	w1 := workers[0]
 	// Every fault spares the machine that is asked, so that what fails is the cluster's doing.
