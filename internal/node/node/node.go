@@ -62,7 +62,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, fmt.Errorf("unpack the container runtime: %w", err)
 	}
 	n.runtime, err = runtime.New(ctx, runtime.Config{
-		DataDir: cfg.Dir, Containerd: paths.Containerd, Shim: paths.Shim, Runc: paths.Runc,
+		DataDir: cfg.Dir, Containerd: paths.Containerd, Shim: paths.Front, Runc: paths.Runc, Logger: paths.Logger,
 		Images: func(c *containerd.Client) runtime.Images {
 			n.images = image.New(image.Config{Client: c, Log: cfg.Logger})
 			return n.images

@@ -23,6 +23,7 @@ import (
 	"baton/internal/model/spec"
 	"baton/internal/node/agent"
 	"baton/internal/node/logger"
+	"baton/internal/node/shim"
 )
 
 const (
@@ -60,15 +61,39 @@ func (r *Runtime) Start(ctx context.Context, c agent.Container) error {
 	}
 	bound, cancel := context.WithTimeout(ctx, startMax)
 	defer cancel()
-	if err := r.start(bound, id, c); err != nil {
-		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoMax)
-		defer cancel()
-		if uerr := r.remove(undo, id); uerr != nil {
-			r.log.Warn("a failed start left something behind; it is removed later", "task", id, "err", uerr)
-		}
+	if err := r.startOrUndo(bound, id, c); err != nil {
 		return fmt.Errorf("start task %s: %w", id.Short(), explain(err))
 	}
 	return nil
+}
+
+// startOrUndo starts the container, or leaves nothing of it. A shim that ends just when the task is to join it is answered by a second
+// try with a shim of its own.
+func (r *Runtime) startOrUndo(ctx context.Context, id cluster.ID, c agent.Container) error {
+	err := r.start(ctx, id, c, false)
+	if err == nil {
+		return nil
+	}
+	founder, _ := r.groups.groupOf(id)
+	r.undo(ctx, id)
+	if founder == id || ctx.Err() != nil || !r.shimGone(founder, err) {
+		return err
+	}
+	r.log.Info("the shim that a task was to join has ended; it gets one of its own", "task", id, "shim", founder)
+	r.groups.shut(founder)
+	if err = r.start(ctx, id, c, true); err != nil {
+		r.undo(ctx, id)
+	}
+	return err
+}
+
+// undo removes what a failed start had made.
+func (r *Runtime) undo(ctx context.Context, id cluster.ID) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoMax)
+	defer cancel()
+	if err := r.remove(ctx, id); err != nil {
+		r.log.Warn("a failed start left something behind; it is removed later", "task", id, "err", err)
+	}
 }
 
 // begun reports whether the task's main process runs or ran. What is half-made it removes.
@@ -97,8 +122,8 @@ func (r *Runtime) begun(ctx context.Context, id cluster.ID) (bool, error) {
 	return false, r.remove(ctx, id)
 }
 
-// start makes and runs the container. On an error the caller removes what is there.
-func (r *Runtime) start(ctx context.Context, id cluster.ID, c agent.Container) error {
+// start makes and runs the container, with alone in a shim of its own. On an error the caller removes what is there.
+func (r *Runtime) start(ctx context.Context, id cluster.ID, c agent.Container, alone bool) error {
 	if err := prepareMounts(c.Mounts); err != nil {
 		return err
 	}
@@ -127,6 +152,17 @@ func (r *Runtime) start(ctx context.Context, id cluster.ID, c agent.Container) e
 	if err != nil {
 		return err
 	}
+	sig, err := stopSignal(c, conf.Config)
+	if err != nil {
+		return err
+	}
+	// The last of all that takes no place in a shim: others wait for one that is being started.
+	kin := kinOf(c.Task)
+	founder, err := r.groups.join(ctx, id, kin, alone)
+	if err != nil {
+		return err
+	}
+	s.Annotations = map[string]string{shim.GroupAnnotation: founder.String()}
 	// A start that containerd's end broke off has left its lease.
 	lease := leases.Lease{ID: leasePrefix + id.String()}
 	if err := r.client.LeasesService().Delete(ctx, lease); err != nil && !errdefs.IsNotFound(err) {
@@ -137,16 +173,13 @@ func (r *Runtime) start(ctx context.Context, id cluster.ID, c agent.Container) e
 		return fmt.Errorf("lease: %w", err)
 	}
 	defer func() { _ = release(context.WithoutCancel(ctx)) }()
-	sig, err := stopSignal(c, conf.Config)
-	if err != nil {
-		return err
-	}
 	ctr, err := r.client.NewContainer(ctx, id.String(),
 		containerd.WithSnapshotter(snapshotter),
 		containerd.WithNewSnapshot(id.String(), img),
 		containerd.WithRuntime(r.cfg.Shim, &options.Options{BinaryName: r.cfg.Runc, Root: r.cfg.runcRoot()}),
 		containerd.WithContainerLabels(map[string]string{
 			labelSignal: sig, labelStack: c.StackName, labelService: c.ServiceName, labelSlot: strconv.Itoa(c.Task.Slot),
+			labelGroup: founder.String(), labelKin: kin,
 		}),
 		containerd.WithSpec(s, append(p.userOpts(), p.finish)...))
 	if err != nil {
@@ -168,6 +201,7 @@ func (r *Runtime) run(ctx context.Context, id cluster.ID, ctr containerd.Contain
 	if err != nil {
 		return err
 	}
+	r.groups.opened(id)
 	// From here the task counts as started: should we die now, its end is reported and it is not run a second time.
 	if err := r.tasks.start(id, time.Now()); err != nil {
 		return err
@@ -192,10 +226,9 @@ func stopSignal(c agent.Container, img ocispec.ImageConfig) (string, error) {
 	return s, nil
 }
 
-// logIO sends a task's output to a logger process of its own: our executable, started by the shim, whom it outlives neither more nor
-// less. The shim turns the query into arguments.
+// logIO sends a task's output to a logger process of its own, started by the shim, whom it outlives neither more nor less. The shim turns the query into arguments.
 func (r *Runtime) logIO(id cluster.ID, l spec.Logging, tty bool) (cio.Creator, error) {
-	uri, err := cio.LogURIGenerator("binary-v2", r.cfg.Self, map[string]string{
+	uri, err := cio.LogURIGenerator("binary-v2", r.cfg.Logger, map[string]string{
 		LoggerCommand: logger.Args{Dir: filepath.Join(r.cfg.LogsDir(), id.String()), MaxSize: int64(l.MaxSize), MaxFiles: l.MaxFiles}.Encode(),
 	})
 	if err != nil {
