@@ -20,13 +20,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// A logger and the baton that reads its log may be of different versions. What they share must stay as it is.
-func TestWhatVersionsShare(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "task")
-	if got, want := (Args{Dir: dir, MaxSize: 5, MaxFiles: 2}).Encode(), "5:2:"+dir; got != want {
-		t.Errorf("arguments %q, want %q", got, want)
-	}
-	var in [2]*os.File // what the task writes to
+// launch starts a logger as a shim does, and returns what its task would write to.
+func launch(t *testing.T, arg string) (cmd *exec.Cmd, in [2]*os.File) {
+	t.Helper()
 	var files []*os.File
 	for i := range in {
 		r, w, err := os.Pipe()
@@ -39,14 +35,14 @@ func TestWhatVersionsShare(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(os.Args[0], "__logger", "0:0:"+dir)
+	cmd = exec.Command(os.Args[0], "__logger", arg)
 	cmd.Env = append(os.Environ(), process+"=1")
 	cmd.ExtraFiles = append(files, told)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = cmd.Process.Kill() }()
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
 	for _, f := range cmd.ExtraFiles {
 		_ = f.Close()
 	}
@@ -54,6 +50,16 @@ func TestWhatVersionsShare(t *testing.T) {
 	if n, err := ready.Read(b[:]); n != 1 {
 		t.Fatalf("it does not say that it is ready: %v", err)
 	}
+	return cmd, in
+}
+
+// A logger and the baton that reads its log may be of different versions. What they share must stay as it is.
+func TestWhatVersionsShare(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "task")
+	if got, want := (Args{Dir: dir, MaxSize: 5, MaxFiles: 2}).Encode(), "5:2:"+dir; got != want {
+		t.Errorf("arguments %q, want %q", got, want)
+	}
+	cmd, in := launch(t, "0:0:"+dir)
 	lock, err := os.Open(filepath.Join(dir, "lock"))
 	if err != nil {
 		t.Fatal(err)
