@@ -131,10 +131,8 @@ func (n *Node) describe(ctx context.Context) cluster.NodeDescription {
 	if unix.Sysinfo(&info) == nil {
 		d.Memory = spec.Bytes(uint64(info.Totalram) * uint64(info.Unit))
 	}
-	if list, err := n.images.List(ctx); err == nil {
-		for _, im := range list[:min(len(list), imagesMax)] {
-			d.Images = append(d.Images, im.Ref)
-		}
+	if names, err := n.images.Names(ctx); err == nil {
+		d.Images = names[:min(len(names), imagesMax)]
 	}
 	return d
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -12,7 +13,6 @@ import (
 
 	"github.com/containerd/containerd/api/types/runc/options"
 	containerd "github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/errdefs"
@@ -27,10 +27,11 @@ import (
 )
 
 const (
-	// leasePrefix marks the leases that keep a container's parts from being collected while it is made.
+	// leasePrefix marks the leases with which earlier versions kept a container's parts while it was made.
 	leasePrefix = "baton-start-"
-	// leaseMax ends a lease whose owner died and was never followed by another runtime.
-	leaseMax = time.Hour
+	// labelKeep keeps a snapshot from being collected before its container is recorded. It is removed by name, or swept by the next
+	// runtime. (A lease would do the same for two more transactions of containerd's database, each with its fsync.)
+	labelKeep = "containerd.io/gc.root"
 	// startMax bounds one start, once it has its turn.
 	startMax = 2 * time.Minute
 	// undoMax bounds the removal of what a failed start had made.
@@ -119,6 +120,9 @@ func (r *Runtime) begun(ctx context.Context, id cluster.ID) (bool, error) {
 			return true, nil
 		}
 	}
+	if _, serr := os.Stat(r.tasks.path(id)); errdefs.IsNotFound(err) && errors.Is(serr, fs.ErrNotExist) {
+		return false, nil // its record is the first of all that is made, and the last that goes
+	}
 	return false, r.remove(ctx, id)
 }
 
@@ -163,19 +167,9 @@ func (r *Runtime) start(ctx context.Context, id cluster.ID, c agent.Container, a
 		return err
 	}
 	s.Annotations = map[string]string{shim.GroupAnnotation: founder.String()}
-	// A start that containerd's end broke off has left its lease.
-	lease := leases.Lease{ID: leasePrefix + id.String()}
-	if err := r.client.LeasesService().Delete(ctx, lease); err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("lease of an earlier start: %w", err)
-	}
-	ctx, release, err := r.client.WithLease(ctx, leases.WithID(lease.ID), leases.WithExpiration(leaseMax))
-	if err != nil {
-		return fmt.Errorf("lease: %w", err)
-	}
-	defer func() { _ = release(context.WithoutCancel(ctx)) }()
 	ctr, err := r.client.NewContainer(ctx, id.String(),
 		containerd.WithSnapshotter(snapshotter),
-		containerd.WithNewSnapshot(id.String(), img),
+		containerd.WithNewSnapshot(id.String(), img, snapshots.WithLabels(map[string]string{labelKeep: time.Now().UTC().Format(time.RFC3339)})),
 		containerd.WithRuntime(r.cfg.Shim, &options.Options{BinaryName: r.cfg.Runc, Root: r.cfg.runcRoot()}),
 		containerd.WithContainerLabels(map[string]string{
 			labelSignal: sig, labelStack: c.StackName, labelService: c.ServiceName, labelSlot: strconv.Itoa(c.Task.Slot),
@@ -289,7 +283,7 @@ func explain(err error) error {
 	return err
 }
 
-// dropLeases ends the leases of starts that were interrupted.
+// dropLeases ends the leases of starts that an earlier version was interrupted in.
 func (r *Runtime) dropLeases(ctx context.Context) error {
 	ls, err := r.client.LeasesService().List(ctx)
 	if err != nil {
