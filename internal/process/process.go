@@ -106,6 +106,9 @@ func Serve(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return errors.Join(err, n.Close(ctx), m.Close())
 	}
+	if err := releaseStartUp(); err != nil {
+		log.Warn("memory of the start is kept", "err", err)
+	}
 	log.Info("ready", "socket", socket, "data", dir, "version", Version)
 	if cfg.Ready != nil {
 		cfg.Ready(socket)
