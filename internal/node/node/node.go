@@ -107,16 +107,10 @@ func (n *Node) note(note agentapi.Note) {
 func (n *Node) Run(ctx context.Context, connector agentapi.Connector) error {
 	a := agent.New(agent.Config{
 		Node: n.cfg.ID, Name: n.cfg.Name, Executor: n.runtime, Network: n.network, Volumes: n.volumes, Files: n.files,
-		Logs: logs{n.runtime}, Connector: connector, Describe: n.describe, Notes: n.notes, Log: n.cfg.Logger.With("part", "agent"),
+		Logs: runtime.OpenLogs(n.cfg.Dir), Connector: connector, Describe: n.describe, Notes: n.notes, Log: n.cfg.Logger.With("part", "agent"),
 	})
 	return a.Run(ctx)
 }
-
-// logs names what the agent calls Remove.
-type logs struct{ *runtime.Runtime }
-
-// Remove implements agent.Logs.
-func (l logs) Remove(id cluster.ID) error { return l.RemoveLogs(id) }
 
 // imagesMax bounds the images that a node tells the scheduler of.
 const imagesMax = 500
