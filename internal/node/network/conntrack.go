@@ -291,7 +291,7 @@ func parseProtoInfo(ad *netlink.AttributeDecoder, f *flow) error {
 // forgetConnections drops every flow from or to an address.
 func (n *Network) forgetConnections(a netip.Addr) error {
 	from, to := flowFilter{originalSource: a}, flowFilter{replySource: a}
-	flows, err := n.tracked.flows(n.host, from, to)
+	flows, err := n.forgot.flows(n.host, from, to)
 	if err != nil || len(flows) == 0 {
 		return err
 	}

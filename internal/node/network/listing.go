@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"github.com/vishvananda/netns"
@@ -16,6 +17,10 @@ import (
 // on a machine of common size and is walked whole even when a filter leaves nothing of it.
 const walkFlows = 2000
 
+// gatherMax is how long the forgetting of a gone task's connections waits for others to go. Tasks of a service that is removed, or rolled,
+// end one after the other, some ten a second on each core.
+const gatherMax = 50 * time.Millisecond
+
 // listing lists tracked connections for several callers at once: those that ask while a listing is under way share the next one. When
 // twenty tasks drain and go, the table is walked twice and not sixty times.
 //
@@ -25,6 +30,7 @@ type listing struct {
 	next *round        // the round that has not begun yet
 	last chan struct{} // closed once the newest round that has begun is over; nil: there was none
 
+	gather time.Duration // how long a round waits for more callers before it begins
 	// list asks the kernel; tests count with it. Nil: listFlows.
 	list func(ns netns.NsHandle, want []flowFilter) ([]flow, error)
 }
@@ -48,6 +54,9 @@ func (l *listing) flows(ns netns.NsHandle, want ...flowFilter) ([]flow, error) {
 	r.want = append(r.want, want...)
 	l.mu.Unlock()
 	if first {
+		if l.gather > 0 {
+			time.Sleep(l.gather)
+		}
 		if before != nil {
 			<-before
 		}
@@ -82,14 +91,12 @@ func listFlows(ns netns.NsHandle, want []flowFilter) ([]flow, error) {
 		return nil, err
 	}
 	defer t.close()
-	if len(want) > 1 {
-		n, err := t.count()
-		if err != nil {
-			return nil, err
-		}
-		if n < (len(want)-1)*walkFlows {
-			want = []flowFilter{{}}
-		}
+	n, err := t.count()
+	if err != nil || n == 0 {
+		return nil, err
+	}
+	if len(want) > 1 && n < (len(want)-1)*walkFlows {
+		want = []flowFilter{{}}
 	}
 	var out []flow
 	for _, w := range want {

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/vishvananda/netns"
 
@@ -54,6 +55,31 @@ func TestListingIsShared(t *testing.T) {
 		wg.Wait()
 		if walks.Load() != 2 || asked.Load() != callers {
 			t.Errorf("%d walks for %d filters, want 2 for %d", walks.Load(), asked.Load(), callers)
+		}
+	})
+}
+
+// A round that gathers begins after the time for that, with all who came meanwhile.
+func TestListingGathers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var walks atomic.Int32
+		l := &listing{gather: gatherMax, list: func(netns.NsHandle, []flowFilter) ([]flow, error) {
+			walks.Add(1)
+			return nil, nil
+		}}
+		began := time.Now()
+		var wg sync.WaitGroup
+		for i := range 5 {
+			wg.Go(func() {
+				time.Sleep(time.Duration(i) * gatherMax / 6)
+				if _, err := l.flows(0, flowFilter{}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if walks.Load() != 1 || time.Since(began) != gatherMax {
+			t.Errorf("%d walks after %s, want 1 after %s", walks.Load(), time.Since(began), gatherMax)
 		}
 	})
 }

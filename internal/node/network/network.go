@@ -62,7 +62,8 @@ type Network struct {
 	links *netlink.Handle
 	dns   *resolver
 
-	tracked listing
+	tracked listing // for counting
+	forgot  listing // for forgetting, which is in less of a hurry
 
 	mu        sync.Mutex
 	node      agentapi.NodeConfig
@@ -103,6 +104,7 @@ func New(cfg Config) (*Network, error) {
 	n := &Network{
 		cfg: cfg, log: cfg.Logger, names: newLayout(cfg.NodeID), host: host, links: links,
 		attached: make(map[cluster.ID]*attachment), leaving: make(map[cluster.ID]netip.Addr),
+		forgot: listing{gather: gatherMax},
 	}
 	n.dns = newResolver(cfg.Logger, cfg.ResolvConf, n.dialHost)
 	return n, nil
