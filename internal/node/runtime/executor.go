@@ -237,6 +237,7 @@ func (r *Runtime) removeContainer(ctx context.Context, id cluster.ID) (orderly b
 	}
 	t, err := c.Task(ctx, nil)
 	if err == nil {
+		r.groups.depart(ctx, id)
 		_, err = t.Delete(ctx, containerd.WithProcessKill)
 		orderly = err == nil
 	}

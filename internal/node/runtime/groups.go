@@ -21,6 +21,8 @@ const (
 	tasksPerShim = 8
 	// openMax is how long a task waits for a shim that is being started for another, which may first have a volume to fill.
 	openMax = time.Second
+	// joinMax is how long a task that is removed waits for others to join the shim that would end with it.
+	joinMax = 10 * time.Second
 )
 
 // groups know which task lives in which shim, and choose one for a new task; the package documentation says by which rules. A group is
@@ -31,13 +33,17 @@ type groups struct {
 	mu  sync.Mutex
 	of  map[cluster.ID]member
 	all map[cluster.ID]*group
+	// changed is closed, and made anew, when a join has come to its end.
+	changed chan struct{}
 }
 
 // member is a task that is in a shim, or about to be.
 type member struct {
-	group cluster.ID
-	kin   string // tasks of equal kin are spread
-	over  bool   // its process has ended
+	group   cluster.ID
+	kin     string // tasks of equal kin are spread
+	over    bool   // its process has ended
+	joining bool   // its process is not in the shim yet: the shim does not count on it
+	leaving bool   // its process is about to go from the shim: the shim may end with it
 }
 
 type group struct {
@@ -46,7 +52,7 @@ type group struct {
 }
 
 func newGroups() *groups {
-	return &groups{of: map[cluster.ID]member{}, all: map[cluster.ID]*group{}}
+	return &groups{of: map[cluster.ID]member{}, all: map[cluster.ID]*group{}, changed: make(chan struct{})}
 }
 
 // kinOf names what a task can replace: other tasks of its service and revision. Tasks of other revisions do not count, because a rollout
@@ -114,11 +120,11 @@ func (g *groups) tryJoin(id cluster.ID, kin string, alone bool) (cluster.ID, <-c
 			if gr := g.all[founder]; !gr.open {
 				return cluster.ID{}, gr.opening
 			}
-			g.add(id, member{group: founder, kin: kin})
+			g.add(id, member{group: founder, kin: kin, joining: true})
 			return founder, nil
 		}
 	}
-	g.add(id, member{group: id, kin: kin})
+	g.add(id, member{group: id, kin: kin, joining: true})
 	if gr := g.all[id]; !gr.open && gr.opening == nil {
 		gr.opening = make(chan struct{})
 	}
@@ -129,12 +135,58 @@ func (g *groups) tryJoin(id cluster.ID, kin string, alone bool) (cluster.ID, <-c
 func (g *groups) opened(id cluster.ID) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	gr := g.all[g.of[id].group]
-	if gr == nil {
+	m, ok := g.of[id]
+	if !ok {
 		return
 	}
+	m.joining = false
+	g.of[id] = m
+	gr := g.all[m.group]
 	gr.open = true
 	gr.settle()
+	g.tell()
+}
+
+// tell wakes those who wait for the end of a join; g.mu is held.
+func (g *groups) tell() {
+	close(g.changed)
+	g.changed = make(chan struct{})
+}
+
+// depart says that the task's process is about to be taken from its shim, which ends if it was the last. It waits for those that are
+// joining the shim; from its return on nobody joins one that has none but leaving tasks.
+func (g *groups) depart(ctx context.Context, id cluster.ID) {
+	patience := time.NewTimer(joinMax)
+	defer patience.Stop()
+	for {
+		g.mu.Lock()
+		m, ok := g.of[id]
+		if m.joining { // its start has failed: no one need wait for it
+			m.joining = false
+			g.of[id] = m
+			g.tell()
+		}
+		wait := false
+		for other, o := range g.of {
+			wait = wait || o.joining && o.group == m.group && other != id
+		}
+		if ok && !wait {
+			m.leaving = true
+			g.of[id] = m
+		}
+		changed := g.changed
+		g.mu.Unlock()
+		if !ok || !wait {
+			return
+		}
+		select {
+		case <-changed:
+		case <-patience.C:
+			return // the join fails if this was the last, and is tried again
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // settle wakes those that wait for the group.
@@ -188,6 +240,7 @@ func (g *groups) leave(id cluster.ID) {
 		return
 	}
 	delete(g.of, id)
+	defer g.tell()
 	if m.group == id && !g.all[id].open {
 		g.all[id].settle() // it founded what it leaves
 	}
@@ -210,7 +263,7 @@ func (g *groups) known(founder cluster.ID) bool {
 // groupView is what counts when a group is chosen.
 type groupView struct {
 	founder cluster.ID
-	open    bool // or opening
+	open    bool // or opening, and not about to end with the last of its tasks
 	size    int  // its tasks, also those that have ended: the shim still holds them
 	kin     int  // of these, those that run and that the new task can replace
 }
@@ -218,12 +271,13 @@ type groupView struct {
 // views shows every group that is open or opening to a task of a kin; g.mu is held.
 func (g *groups) views(kin string) []groupView {
 	by := make(map[cluster.ID]groupView, len(g.all))
-	for founder, gr := range g.all {
-		by[founder] = groupView{founder: founder, open: gr.open || gr.opening != nil}
+	for founder := range g.all {
+		by[founder] = groupView{founder: founder}
 	}
 	for _, m := range g.of {
-		v := by[m.group]
+		v, gr := by[m.group], g.all[m.group]
 		v.size++
+		v.open = v.open || !m.leaving && (gr.open || gr.opening != nil)
 		if m.kin == kin && !m.over {
 			v.kin++
 		}

@@ -114,6 +114,46 @@ func TestGroupsWaitForTheFounder(t *testing.T) {
 	})
 }
 
+// A shim ends with its last task: that waits for a task which is joining, and is joined no more once it goes.
+func TestGroupsDepart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroups()
+		last, founder := mustJoin(t, g, "web")
+		next := cluster.NewID(nil)
+		if f, err := g.join(t.Context(), next, "db", false); err != nil || f != founder {
+			t.Fatalf("%s, %v; want it to join %s", f, err, founder)
+		}
+		gone := make(chan struct{})
+		go func() {
+			g.depart(t.Context(), last)
+			close(gone)
+		}()
+		synctest.Wait()
+		select {
+		case <-gone:
+			t.Fatal("the last task goes while another joins")
+		default:
+		}
+		g.opened(next)
+		<-gone
+		g.leave(last)
+		g.depart(t.Context(), next)
+		if _, f := mustJoin(t, g, "cache"); f == founder {
+			t.Error("joined a shim whose last task is going")
+		}
+		// One that is stuck in joining is not waited for for ever.
+		g = newGroups()
+		last, _ = mustJoin(t, g, "web")
+		if _, err := g.join(t.Context(), next, "db", false); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		if g.depart(t.Context(), last); time.Since(began) != joinMax {
+			t.Errorf("it goes after %s, want %s", time.Since(began), joinMax)
+		}
+	})
+}
+
 // What runs is all that is needed to know the groups.
 func TestGroupsLoad(t *testing.T) {
 	ids := []cluster.ID{cluster.NewID(nil), cluster.NewID(nil), cluster.NewID(nil), cluster.NewID(nil)}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/containerd/api/types/runc/options"
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/errdefs"
@@ -167,7 +168,7 @@ func (r *Runtime) start(ctx context.Context, id cluster.ID, c agent.Container, a
 		return err
 	}
 	s.Annotations = map[string]string{shim.GroupAnnotation: founder.String()}
-	ctr, err := r.client.NewContainer(ctx, id.String(),
+	ctr, err := r.record(ctx, id,
 		containerd.WithSnapshotter(snapshotter),
 		containerd.WithNewSnapshot(id.String(), img, snapshots.WithLabels(map[string]string{labelKeep: time.Now().UTC().Format(time.RFC3339)})),
 		containerd.WithRuntime(r.cfg.Shim, &options.Options{BinaryName: r.cfg.Runc, Root: r.cfg.runcRoot()}),
@@ -183,6 +184,20 @@ func (r *Runtime) start(ctx context.Context, id cluster.ID, c agent.Container, a
 		return err
 	}
 	return r.run(ctx, id, ctr, c)
+}
+
+// record makes the container's snapshot and record. It is the client's NewContainer without the lease that this takes each time.
+func (r *Runtime) record(ctx context.Context, id cluster.ID, opts ...containerd.NewContainerOpts) (containerd.Container, error) {
+	c := containers.Container{ID: id.String()}
+	for _, o := range opts {
+		if err := o(ctx, r.client, &c); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := r.client.ContainerService().Create(ctx, c); err != nil {
+		return nil, err
+	}
+	return r.client.LoadContainer(ctx, id.String())
 }
 
 // run starts the container's main process.
