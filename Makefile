@@ -15,6 +15,10 @@ TEST_PACKAGES_AT_ONCE ?= 2
 TEST_TIMEOUT ?= 15m
 E2E := ./test/e2e
 
+# The programs of baton's own in the bundle. They carry neither version nor path, so that they stay the same as long as their sources do:
+# other content is another runtime to those who unpack it.
+OWN_BUILD := mkdir -p build/out/own && CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w' -o build/out/own/
+
 .PHONY: build
 build: bundle ## bin/baton, all that a user copies
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/baton ./cmd/baton
@@ -30,7 +34,8 @@ runtime: preflight ## containerd, its shim and runc, as pinned (minutes when not
 
 .PHONY: bundle
 bundle: preflight ## the runtime, compressed, where the binary embeds it
-	@dir=$$(build/runtime.sh) && go run ./build/pack -from "$$dir" -to build/bundle/blob
+	@dir=$$(build/runtime.sh) && $(OWN_BUILD) ./cmd/baton-shim ./cmd/baton-logger && \
+	  go run ./build/pack -from "$$dir" -own build/out/own -to build/bundle/blob
 
 .PHONY: images
 images: preflight ## images for tests and examples, as archives in build/out/images

@@ -1,6 +1,8 @@
 // Package bundle carries the container runtime inside the baton binary: it
-// embeds containerd, its runc shim and runc, compressed, and unpacks them into
-// a directory of the node.
+// embeds containerd, its runc shim, runc and baton's own two programs that run
+// once or more per container, compressed, and unpacks them into a directory of
+// the node. The two are executables of their own and not subcommands of baton
+// because the packages of baton cost each of their processes time and memory.
 //
 // Layout of the embedded blob directory, written by Pack:
 //
@@ -43,7 +45,12 @@ const (
 	Containerd = "containerd"
 	Shim       = "containerd-shim-runc-v2"
 	Runc       = "runc"
+	Front      = "baton-shim"   // what containerd runs in the shim's place; see package internal/node/shim
+	Logger     = "baton-logger" // keeps a task's output; see package internal/node/logger
 )
+
+// names are those of all binaries.
+var names = []string{Containerd, Shim, Runc, Front, Logger}
 
 const (
 	manifestName = "manifest.json"
@@ -65,6 +72,8 @@ type Paths struct {
 	Containerd string
 	Shim       string
 	Runc       string
+	Front      string // it finds Shim beside itself
+	Logger     string
 	Version    string // e.g. "containerd v2.4.2, runc v1.5.2"
 }
 
@@ -130,6 +139,8 @@ func unpack(src fs.FS, dir string) (Paths, error) {
 		Containerd: filepath.Join(target, Containerd),
 		Shim:       filepath.Join(target, Shim),
 		Runc:       filepath.Join(target, Runc),
+		Front:      filepath.Join(target, Front),
+		Logger:     filepath.Join(target, Logger),
 		Version:    "containerd " + m.Containerd + ", runc " + m.Runc,
 	}, nil
 }
@@ -150,7 +161,7 @@ func readManifest(src fs.FS) (manifest, error) {
 	for _, b := range m.Binaries {
 		have[b.Name] = true
 	}
-	for _, name := range []string{Containerd, Shim, Runc} {
+	for _, name := range names {
 		if !have[name] {
 			return manifest{}, fmt.Errorf("the runtime's manifest has no %s: build it anew with `make build`", name)
 		}

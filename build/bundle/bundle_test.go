@@ -14,19 +14,23 @@ import (
 // packed makes a small runtime and its packed form.
 func packed(t *testing.T) (blob string, content map[string][]byte) {
 	t.Helper()
-	from, to := t.TempDir(), t.TempDir()
+	from, own, to := t.TempDir(), t.TempDir(), t.TempDir()
 	content = map[string][]byte{}
-	for _, name := range []string{Containerd, Shim, Runc} {
+	for _, name := range names {
+		dir := from
+		if name == Front || name == Logger {
+			dir = own
+		}
 		content[name] = bytes.Repeat([]byte("binary of "+name+"\n"), 4096)
-		if err := os.WriteFile(filepath.Join(from, name), content[name], 0o755); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, name), content[name], 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
 	v := Versions{Containerd: "v1", Runc: "v2"}
-	if changed, err := Pack(from, to, v); err != nil || !changed {
+	if changed, err := Pack([]string{from, own}, to, v); err != nil || !changed {
 		t.Fatalf("Pack = %v, %v; want true", changed, err)
 	}
-	if changed, err := Pack(from, to, v); err != nil || changed {
+	if changed, err := Pack([]string{from, own}, to, v); err != nil || changed {
 		t.Fatalf("second Pack = %v, %v; want false", changed, err)
 	}
 	return to, content
@@ -34,7 +38,7 @@ func packed(t *testing.T) (blob string, content map[string][]byte) {
 
 func check(t *testing.T, p Paths, content map[string][]byte) {
 	t.Helper()
-	for name, path := range map[string]string{Containerd: p.Containerd, Shim: p.Shim, Runc: p.Runc} {
+	for name, path := range map[string]string{Containerd: p.Containerd, Shim: p.Shim, Runc: p.Runc, Front: p.Front, Logger: p.Logger} {
 		if filepath.Base(path) != name || !filepath.IsAbs(path) {
 			t.Errorf("path of %s = %q", name, path)
 		}
@@ -187,7 +191,7 @@ func TestUnpackRefuses(t *testing.T) {
 		return data
 	}
 	swapped := fstest.MapFS{manifestName: {Data: whole}}
-	for _, name := range []string{Containerd, Shim, Runc} {
+	for _, name := range names {
 		swapped[name+suffix] = &fstest.MapFile{Data: stream(Runc)}
 	}
 	short := fstest.MapFS{manifestName: {Data: whole}, Containerd + suffix: {Data: stream(Containerd)[:20]}}
@@ -228,7 +232,7 @@ func TestEmbedded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{p.Containerd, p.Shim, p.Runc} {
+	for _, path := range []string{p.Containerd, p.Shim, p.Runc, p.Front, p.Logger} {
 		info, err := os.Stat(path)
 		if err != nil {
 			t.Fatal(err)

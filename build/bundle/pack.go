@@ -19,14 +19,16 @@ type Versions struct {
 	Runc       string
 }
 
-// Pack compresses the three binaries found in from into the directory to,
-// in the layout that this package embeds. It reports false, and writes nothing,
-// when to already holds exactly these binaries. The manifest is written last:
-// without it the directory counts as empty.
-func Pack(from, to string, v Versions) (changed bool, err error) {
+// Pack compresses the binaries, each from the first of the directories that has
+// it, into the directory to, in the layout that this package embeds. It reports
+// false, and writes nothing, when to already holds exactly these binaries. The
+// manifest is written last: without it the directory counts as empty.
+func Pack(from []string, to string, v Versions) (changed bool, err error) {
 	m := manifest{Containerd: v.Containerd, Runc: v.Runc}
-	for _, name := range []string{Containerd, Shim, Runc} {
-		b, err := describe(from, name)
+	paths := make(map[string]string, len(names))
+	for _, name := range names {
+		paths[name] = find(from, name)
+		b, err := describe(paths[name])
 		if err != nil {
 			return false, err
 		}
@@ -43,7 +45,7 @@ func Pack(from, to string, v Versions) (changed bool, err error) {
 		return false, err
 	}
 	for _, b := range m.Binaries {
-		if err := compress(filepath.Join(from, b.Name), filepath.Join(to, b.Name+suffix)); err != nil {
+		if err := compress(paths[b.Name], filepath.Join(to, b.Name+suffix)); err != nil {
 			return false, fmt.Errorf("compress %s: %w", b.Name, err)
 		}
 	}
@@ -65,8 +67,23 @@ func complete(dir string, m manifest) bool {
 	return true
 }
 
-func describe(dir, name string) (binary, error) {
-	f, err := os.Open(filepath.Join(dir, name))
+// find is the path of a binary in the first directory that has it; in the first of all when none has.
+func find(dirs []string, name string) string {
+	for _, dir := range dirs {
+		if path := filepath.Join(dir, name); exists(path) {
+			return path
+		}
+	}
+	return filepath.Join(dirs[0], name)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+func describe(path string) (binary, error) {
+	f, err := os.Open(path)
 	if err != nil {
 		return binary{}, fmt.Errorf("the built runtime is incomplete (make runtime builds it): %w", err)
 	}
@@ -76,7 +93,7 @@ func describe(dir, name string) (binary, error) {
 	if err != nil {
 		return binary{}, err
 	}
-	return binary{Name: name, Size: n, SHA256: hex.EncodeToString(h.Sum(nil))}, nil
+	return binary{Name: filepath.Base(path), Size: n, SHA256: hex.EncodeToString(h.Sum(nil))}, nil
 }
 
 func compress(from, to string) error {

@@ -1,9 +1,10 @@
 // Command pack compresses a built container runtime into the directory that the
 // baton binary embeds:
 //
-//	pack -from DIR -to build/bundle/blob
+//	pack -from DIR -own DIR -to build/bundle/blob
 //
-// DIR is what build/runtime.sh prints. Packing the same runtime again changes
+// The first DIR is what build/runtime.sh prints; the second holds the programs of
+// baton's own that belong to the runtime. Packing the same runtime again changes
 // nothing, so the binary is not linked anew.
 package main
 
@@ -20,23 +21,24 @@ import (
 
 func main() {
 	from := flag.String("from", "", "directory with containerd, containerd-shim-runc-v2, runc and VERSIONS")
+	own := flag.String("own", "", "directory with baton-shim and baton-logger")
 	to := flag.String("to", "build/bundle/blob", "directory to write")
 	flag.Parse()
-	if err := run(*from, *to); err != nil {
+	if err := run(*from, *own, *to); err != nil {
 		fmt.Fprintln(os.Stderr, "pack:", err)
 		os.Exit(1)
 	}
 }
 
-func run(from, to string) error {
-	if from == "" {
-		return fmt.Errorf("-from is missing: give the directory that build/runtime.sh prints")
+func run(from, own, to string) error {
+	if from == "" || own == "" {
+		return fmt.Errorf("-from or -own is missing: give the directory that build/runtime.sh prints, and that of baton-shim and baton-logger")
 	}
 	v, err := readVersions(filepath.Join(from, "VERSIONS"))
 	if err != nil {
 		return err
 	}
-	changed, err := bundle.Pack(from, to, v)
+	changed, err := bundle.Pack([]string{from, own}, to, v)
 	if err != nil {
 		return err
 	}

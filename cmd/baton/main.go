@@ -16,8 +16,7 @@ import (
 )
 
 func main() {
-	// A hidden subcommand runs inside containers and must not load anything else. That of the loggers never comes here: see
-	// package logger.
+	// A hidden subcommand runs inside containers and must not load anything else.
 	if len(os.Args) > 1 && os.Args[1] == "__init" {
 		os.Exit(runtime.InitMain(os.Args[2:]))
 	}

@@ -122,25 +122,36 @@ func (p *process) run(ctx context.Context) error {
 		Managers: func() []agentapi.Manager { return append([]agentapi.Manager(nil), p.self.get().Managers...) },
 		Services: p.services,
 	})
-	// The agent stops first, so that what it still hands over finds a manager that writes it.
+	// Both wings start at once: other nodes wait for this one's network, and agents for its manager.
 	wing := &managing{process: p}
+	var n *node.Node
+	var opened errgroup.Group
+	opened.Go(func() (err error) {
+		n, err = node.Open(ctx, node.Config{Dir: p.dir, ID: f.ID, Name: f.Name, Version: Version, Member: p.describe, Logger: p.log})
+		return err
+	})
+	var err error
 	if f.Role == transport.RoleManager {
-		if err := wing.start(ctx); err != nil {
-			return err
-		}
+		err = wing.start(ctx)
 	}
-	n, err := node.Open(ctx, node.Config{Dir: p.dir, ID: f.ID, Name: f.Name, Version: Version, Member: p.describe, Logger: p.log})
-	if err != nil {
+	if err = errors.Join(err, opened.Wait()); err != nil {
+		if n != nil {
+			err = errors.Join(err, n.Close(context.WithoutCancel(ctx)))
+		}
 		return errors.Join(err, wing.stop())
 	}
 	p.node.Store(n)
 	if err := wing.open(); err != nil {
 		return errors.Join(err, wing.stop(), n.Close(context.WithoutCancel(ctx)))
 	}
+	if err := releaseStartUp(); err != nil {
+		p.log.Warn("memory of the start is kept", "err", err)
+	}
 	p.log.Info("ready", "data", p.dir, "version", Version, "role", f.Role, "listen", f.listen())
 	if p.cfg.Ready != nil {
 		p.cfg.Ready(wing.socket())
 	}
+	// The agent stops first, so that what it still hands over finds a manager that writes it.
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.Run(gctx, uplink.Beating{Inner: p, Membership: p.learn}) })
 	g.Go(func() error { return p.follow(gctx, wing) })

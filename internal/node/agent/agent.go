@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -195,8 +196,23 @@ func (w *workers) FollowNetwork(n NetworkWork) {
 		} else {
 			r.Err = w.agent.cfg.Network.Apply(w.ctx, *n.State)
 		}
+		w.sweep(n)
 		tell(w.ctx, w.agent.followed, r)
 	})
+}
+
+// sweep removes what forgotten tasks left beside the network. It comes again, so that an error holds up nothing.
+func (w *workers) sweep(n NetworkWork) {
+	if !n.Sweep {
+		return
+	}
+	err := w.agent.cfg.Logs.Sweep(n.Keep)
+	if n.Config != nil {
+		err = errors.Join(err, w.agent.cfg.Files.Sweep(w.ctx, n.Keep))
+	}
+	if err != nil {
+		w.agent.cfg.Log.Warn("what forgotten tasks left could not be removed", "err", err)
+	}
 }
 
 // RemoveVolume implements Hands.

@@ -167,12 +167,16 @@ type Files interface {
 	Write(ctx context.Context, task cluster.ID, files []agentapi.File) (dir string, err error)
 	// Remove forgets them.
 	Remove(ctx context.Context, task cluster.ID) error
+	// Sweep forgets those of tasks that are not in keep. No task may be starting.
+	Sweep(ctx context.Context, keep []cluster.ID) error
 }
 
 // Logs is the part of a task's output that outlives its container.
 type Logs interface {
 	// Remove deletes the task's log files.
 	Remove(id cluster.ID) error
+	// Sweep deletes the logs of tasks that are not in keep, those that were written to not long ago excepted.
+	Sweep(keep []cluster.ID) error
 }
 
 // Execution is one interactive command in a container, for `baton exec`.

@@ -10,8 +10,9 @@ import (
 // NetworkWork is one thing for the network to do: Config when it is set, else State.
 type NetworkWork struct {
 	Config *agentapi.NodeConfig
-	// Keep, with the first Config, names the tasks that this node may still have. What an earlier agent left of others is
-	// swept away then: nothing is attached yet that could be mistaken for it.
+	// Keep, with Sweep, names the tasks that this node may still have: those that the managers remember, ended ones too, and those
+	// that are seen. With the first Config, what an earlier agent left of others is swept away: nothing is attached or started yet
+	// that could be mistaken for it. Later only their logs are: a task whose logs could not be removed is forgotten all the same.
 	Keep    []cluster.ID
 	Sweep   bool
 	State   *agentapi.NetworkState
@@ -35,7 +36,11 @@ type netState struct {
 	dirty, busy bool
 	tries       int
 	retryAt     time.Time
+	swept       time.Time // when a sweep was last asked for
 }
+
+// sweepEvery is the time between two sweeps of what forgotten tasks left. It happens with the next change of the network.
+const sweepEvery = 24 * time.Hour
 
 func (n *netState) update(v cluster.Version, s *agentapi.NetworkState) {
 	n.version = v
@@ -57,16 +62,26 @@ func (l *Loop) followNetwork(now time.Time) {
 	switch {
 	case n.config != nil:
 		n.busy = true
-		work := NetworkWork{Config: n.config, Sweep: !n.configured}
-		if work.Sweep {
-			for _, t := range l.sorted() {
-				work.Keep = append(work.Keep, t.id)
-			}
+		work := NetworkWork{Config: n.config}
+		if !n.configured {
+			l.sweep(&work, now)
 		}
 		l.hands.FollowNetwork(work)
 	case n.configured && n.dirty && n.want != nil && !l.adopting():
 		n.dirty, n.busy = false, true
-		l.hands.FollowNetwork(NetworkWork{State: n.want, Version: n.version})
+		work := NetworkWork{State: n.want, Version: n.version}
+		if now.Sub(n.swept) >= sweepEvery {
+			l.sweep(&work, now)
+		}
+		l.hands.FollowNetwork(work)
+	}
+}
+
+// sweep adds a sweep to the work.
+func (l *Loop) sweep(work *NetworkWork, now time.Time) {
+	l.net.swept, work.Sweep = now, true
+	for _, t := range l.sorted() {
+		work.Keep = append(work.Keep, t.id)
 	}
 }
 

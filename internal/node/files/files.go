@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -76,6 +77,21 @@ func write(path string, f agentapi.File) error {
 // Remove implements agent.Files.
 func (d *Dir) Remove(_ context.Context, task cluster.ID) error {
 	return os.RemoveAll(filepath.Join(d.path, task.String()))
+}
+
+// Sweep implements agent.Files.
+func (d *Dir) Sweep(ctx context.Context, keep []cluster.ID) error {
+	entries, err := os.ReadDir(d.path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if id, err := cluster.ParseID(e.Name()); err == nil && !slices.Contains(keep, id) {
+			errs = append(errs, d.Remove(ctx, id))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Unmount takes the tmpfs away, with everything on it.

@@ -54,6 +54,17 @@ func TestFilesLiveOnTmpfsWithOwnerAndMode(t *testing.T) {
 	if n := strings.Count(string(mounts), " "+d.path+" tmpfs "); n != 1 {
 		t.Errorf("got %d tmpfs mounts on %s, want 1", n, d.path)
 	}
+	// What a dead agent left of a task that is forgotten goes with the next sweep.
+	forgotten := cluster.NewID(nil)
+	if _, err := d.Write(t.Context(), forgotten, want); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Sweep(t.Context(), []cluster.ID{id}); err != nil {
+		t.Fatal(err)
+	}
+	if entries, err := os.ReadDir(d.path); err != nil || len(entries) != 1 || entries[0].Name() != id.String() {
+		t.Errorf("after a sweep: %v, %v; want the kept task's only", entries, err)
+	}
 	if err := d.Remove(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/images/archive"
 	"github.com/containerd/containerd/v2/core/leases"
@@ -44,8 +43,9 @@ type Config struct {
 
 // Store is the node's images.
 type Store struct {
-	cfg Config
-	log *slog.Logger
+	cfg     Config
+	log     *slog.Logger
+	library library
 }
 
 // Image is one name of an image on this node.
@@ -112,7 +112,11 @@ func (s *Store) Get(ctx context.Context, ref string) (containerd.Image, error) {
 	if err := s.unpack(ctx, img); err != nil {
 		return nil, fmt.Errorf("image %s: %w", ref, err)
 	}
-	return img, nil
+	p, err := s.parse(ctx, img.Metadata())
+	if err != nil {
+		return nil, fmt.Errorf("image %s: %w", ref, err)
+	}
+	return &present{Image: img, parsed: p}, nil
 }
 
 // find looks an image up, first by the name as it is, then by its full form.
@@ -139,9 +143,12 @@ func (s *Store) find(ctx context.Context, ref string) (containerd.Image, error) 
 
 // unpack makes the image's layers into snapshots, once.
 func (s *Store) unpack(ctx context.Context, img containerd.Image) error {
-	done, err := img.IsUnpacked(ctx, snapshotter)
-	if err == nil && done {
-		return nil
+	p, err := s.parse(ctx, img.Metadata())
+	if err == nil {
+		var done bool
+		if done, err = s.unpacked(ctx, p); err == nil && done {
+			return nil
+		}
 	}
 	if err == nil {
 		err = img.Unpack(ctx, snapshotter)
@@ -160,15 +167,25 @@ func (s *Store) Healthcheck(ctx context.Context, ref string) (*spec.Probe, error
 	if err != nil {
 		return nil, err
 	}
-	desc, err := img.Config(ctx)
+	p, err := s.parse(ctx, img.Metadata())
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", ref, err)
 	}
-	b, err := content.ReadBlob(ctx, s.cfg.Client.ContentStore(), desc)
+	return healthcheck(p.config)
+}
+
+// Names returns the images' names only, sorted.
+func (s *Store) Names(ctx context.Context) ([]string, error) {
+	all, err := s.cfg.Client.ImageService().List(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("image %s: %w", ref, err)
+		return nil, fmt.Errorf("list images: %w", err)
 	}
-	return healthcheck(b)
+	names := make([]string, 0, len(all))
+	for _, i := range all {
+		names = append(names, i.Name)
+	}
+	slices.Sort(names)
+	return names, nil
 }
 
 // List returns every name on this node, sorted.
@@ -185,11 +202,11 @@ func (s *Store) List(ctx context.Context) ([]Image, error) {
 	for _, i := range all {
 		img := Image{Ref: i.Name, Digest: i.Target.Digest.String(), InUse: used[i.Name]}
 		// What is missing of an incomplete image is told when it is to be run.
-		if n, err := i.Size(ctx, s.cfg.Client.ContentStore(), platforms.Default()); err == nil {
-			img.Size = spec.Bytes(n)
-		}
-		if c, err := containerd.NewImage(s.cfg.Client, i).Spec(ctx); err == nil && c.Created != nil {
-			img.Created = c.Created.UTC()
+		if p, err := s.parse(ctx, i); err == nil {
+			img.Size = p.size
+			if p.spec.Created != nil {
+				img.Created = p.spec.Created.UTC()
+			}
 		}
 		out = append(out, img)
 	}

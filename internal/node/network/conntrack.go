@@ -290,14 +290,26 @@ func parseProtoInfo(ad *netlink.AttributeDecoder, f *flow) error {
 
 // forgetConnections drops every flow from or to an address.
 func (n *Network) forgetConnections(a netip.Addr) error {
+	from, to := flowFilter{originalSource: a}, flowFilter{replySource: a}
+	flows, err := n.forgot.flows(n.host, from, to)
+	if err != nil || len(flows) == 0 {
+		return err
+	}
 	t, err := openConntrack(n.host)
 	if err != nil {
 		return err
 	}
 	defer t.close()
-	return errors.Join(
-		t.each(flowFilter{originalSource: a}, t.removeBySource),
-		t.each(flowFilter{replySource: a}, t.removeByTarget))
+	var errs []error
+	for _, f := range flows {
+		if from.match(f) {
+			errs = append(errs, t.removeBySource(f))
+		}
+		if to.match(f) {
+			errs = append(errs, t.removeByTarget(f))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // forgetStale drops the UDP flows that the balancer would send elsewhere now, when moved says that there may be any: a sender

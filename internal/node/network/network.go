@@ -19,7 +19,7 @@
 // before or after it. Nothing is removed but by Detach, Sweep, RemoveAll or a newer NetworkState.
 //
 // Concurrency: a Network may be used from several goroutines. One mutex serialises changes; questions about connections and
-// names do not take it. Close ends every goroutine and leaves the kernel's state.
+// names do not take it, nor does the forgetting of a gone task's connections, whose address nobody gets before that is over. Close ends every goroutine and leaves the kernel's state.
 package network
 
 import (
@@ -27,6 +27,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -70,9 +71,13 @@ type Network struct {
 	meshKey    atomic.Pointer[string] // the newest public one
 	background sync.WaitGroup         // of this Network's goroutines, but those of name service
 
+	tracked listing // for counting
+	forgot  listing // for forgetting, which is in less of a hurry
+
 	mu        sync.Mutex
 	node      agentapi.NodeConfig
 	attached  map[cluster.ID]*attachment
+	leaving   map[cluster.ID]netip.Addr // detached, but their connections may still be tracked
 	state     agentapi.NetworkState
 	applied   bool   // state is from a manager, not the zero value
 	installed *rules // what the kernel has, or nil when that is not known
@@ -123,7 +128,8 @@ func open(cfg Config) (*Network, error) {
 	}
 	n := &Network{
 		cfg: cfg, log: cfg.Logger, names: newLayout(cfg.NodeID), host: host, links: links,
-		attached: make(map[cluster.ID]*attachment),
+		attached: make(map[cluster.ID]*attachment), leaving: make(map[cluster.ID]netip.Addr),
+		forgot: listing{gather: gatherMax},
 	}
 	n.dns = newResolver(cfg.Logger, cfg.ResolvConf, n.dialHost)
 	return n, nil
@@ -218,6 +224,11 @@ func (n *Network) Attach(ctx context.Context, a agent.Attachment) (agent.Sandbox
 			return agent.Sandbox{}, fmt.Errorf("attach %s: address %v is still of task %s; detach that first", a.Task.Short(), a.Address, id.Short())
 		}
 	}
+	for id, address := range n.leaving {
+		if address == a.Address {
+			return agent.Sandbox{}, fmt.Errorf("attach %s: the connections of task %s to address %v are being forgotten; try again", a.Task.Short(), id.Short(), address)
+		}
+	}
 	if err := checkSysctls(a.Sysctls); err != nil {
 		return agent.Sandbox{}, err
 	}
@@ -241,11 +252,14 @@ func (n *Network) Attach(ctx context.Context, a agent.Attachment) (agent.Sandbox
 // Detach implements agent.Network.
 func (n *Network) Detach(_ context.Context, task cluster.ID) error {
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.detach(task)
+	address, err := n.unhook(task)
+	n.mu.Unlock()
+	return n.forget(task, address, err)
 }
 
-func (n *Network) detach(task cluster.ID) error {
+// unhook takes the task off the network; n.mu is held. It returns the address whose connections are to be forgotten, by forget: that
+// needs a walk over the kernel's table, which tasks that go together share and which nothing else need wait for.
+func (n *Network) unhook(task cluster.ID) (address netip.Addr, err error) {
 	n.dns.stop(task)
 	a := n.attached[task]
 	if a == nil {
@@ -257,9 +271,21 @@ func (n *Network) detach(task cluster.ID) error {
 		errs = append(errs, n.sync())
 	}
 	if a != nil {
-		errs = append(errs, n.forgetConnections(a.Address))
+		address = a.Address
+		n.leaving[task] = address
 	}
-	if err := errors.Join(errs...); err != nil {
+	return address, errors.Join(errs...)
+}
+
+// forget ends what unhook began; n.mu is not held. The record goes last: until then another attempt finds the address.
+func (n *Network) forget(task cluster.ID, address netip.Addr, err error) error {
+	if address.IsValid() {
+		err = errors.Join(err, n.forgetConnections(address))
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.leaving, task)
+	if err != nil {
 		return fmt.Errorf("detach %s: %w", task.Short(), err)
 	}
 	return n.removeRecord(task)
@@ -286,23 +312,36 @@ func (n *Network) Apply(_ context.Context, s agentapi.NetworkState) error {
 // Connections implements agent.Network. It asks the kernel's connection tracking, so it also counts the connections
 // that a task made to itself through its service address.
 func (n *Network) Connections(_ context.Context, address netip.Addr) (int, error) {
-	t, err := openConntrack(n.host)
-	if err != nil {
-		return 0, err
-	}
-	defer t.close()
+	flows, err := n.tracked.flows(n.host, flowFilter{replySource: address, protocol: protoTCP})
 	count := 0
-	err = t.each(flowFilter{replySource: address, protocol: protoTCP}, func(f flow) error {
+	for _, f := range flows {
 		if f.open() {
 			count++
 		}
-		return nil
-	})
+	}
 	return count, err
 }
 
 // Sweep implements agent.Network.
-func (n *Network) Sweep(_ context.Context, keep []cluster.ID) error {
+func (n *Network) Sweep(ctx context.Context, keep []cluster.ID) error {
+	stale, err := n.strangers(keep)
+	if err != nil {
+		return err
+	}
+	var going sync.WaitGroup
+	errs := make([]error, len(stale)+1)
+	for i, id := range stale {
+		going.Go(func() { errs[i] = n.Detach(ctx, id) })
+	}
+	going.Wait()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	errs[len(stale)] = n.sweepLinks(keep)
+	return errors.Join(errs...)
+}
+
+// strangers are the tasks that left something here and are not in keep.
+func (n *Network) strangers(keep []cluster.ID) ([]cluster.ID, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	stale := make(map[cluster.ID]bool)
@@ -312,7 +351,7 @@ func (n *Network) Sweep(_ context.Context, keep []cluster.ID) error {
 	for _, dir := range []string{"netns", "tasks"} {
 		entries, err := os.ReadDir(filepath.Join(n.cfg.StateDir, dir))
 		if err != nil {
-			return fmt.Errorf("sweep: %w", err)
+			return nil, fmt.Errorf("sweep: %w", err)
 		}
 		for _, e := range entries {
 			if id, err := cluster.ParseID(e.Name()); err == nil {
@@ -323,12 +362,7 @@ func (n *Network) Sweep(_ context.Context, keep []cluster.ID) error {
 	for _, id := range keep {
 		delete(stale, id)
 	}
-	var errs []error
-	for id := range stale {
-		errs = append(errs, n.detach(id))
-	}
-	errs = append(errs, n.sweepLinks(keep))
-	return errors.Join(errs...)
+	return slices.Collect(maps.Keys(stale)), nil
 }
 
 // sweepLinks removes host ends whose task left no file behind.

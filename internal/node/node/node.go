@@ -69,7 +69,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, errors.Join(fmt.Errorf("unpack the container runtime: %w", err), n.network.Close())
 	}
 	n.runtime, err = runtime.New(ctx, runtime.Config{
-		DataDir: cfg.Dir, Containerd: paths.Containerd, Shim: paths.Shim, Runc: paths.Runc,
+		DataDir: cfg.Dir, Containerd: paths.Containerd, Shim: paths.Front, Runc: paths.Runc, Logger: paths.Logger,
 		Images: func(c *containerd.Client) runtime.Images {
 			n.images = image.New(image.Config{Client: c, Log: cfg.Logger})
 			return n.images
@@ -110,16 +110,10 @@ func (n *Node) note(note agentapi.Note) {
 func (n *Node) Run(ctx context.Context, connector agentapi.Connector) error {
 	a := agent.New(agent.Config{
 		Node: n.cfg.ID, Name: n.cfg.Name, Executor: n.runtime, Network: n.network, Volumes: n.volumes, Files: n.files,
-		Logs: logs{n.runtime}, Connector: connector, Describe: n.describe, Notes: n.notes, Log: n.cfg.Logger.With("part", "agent"),
+		Logs: runtime.OpenLogs(n.cfg.Dir), Connector: connector, Describe: n.describe, Notes: n.notes, Log: n.cfg.Logger.With("part", "agent"),
 	})
 	return a.Run(ctx)
 }
-
-// logs names what the agent calls Remove.
-type logs struct{ *runtime.Runtime }
-
-// Remove implements agent.Logs.
-func (l logs) Remove(id cluster.ID) error { return l.RemoveLogs(id) }
 
 // imagesMax bounds the images that a node tells the scheduler of.
 const imagesMax = 500
@@ -137,10 +131,8 @@ func (n *Node) describe(ctx context.Context) cluster.NodeDescription {
 	if n.cfg.Member != nil {
 		n.cfg.Member(&d)
 	}
-	if list, err := n.images.List(ctx); err == nil {
-		for _, im := range list[:min(len(list), imagesMax)] {
-			d.Images = append(d.Images, im.Ref)
-		}
+	if names, err := n.images.Names(ctx); err == nil {
+		d.Images = names[:min(len(names), imagesMax)]
 	}
 	return d
 }

@@ -2,11 +2,23 @@
 //
 // # Processes
 //
-//	baton ── starts or adopts ──▶ containerd ── starts ──▶ shim (one per task) ── runc ──▶ the container
-//	                                                        └──▶ logger (one per task; our own executable)
+//	baton ── starts or adopts ──▶ containerd ── starts ──▶ shim (up to eight tasks) ── runc ──▶ the container
+//	                                                        └──▶ logger (one per task; cmd/baton-logger)
 //
 // containerd is private to the node: its own root, state, sockets, configuration, runc root and cgroup. It is in a session of its own, so
 // that neither our death nor its own takes a container along.
+//
+// # Shims
+//
+// Tasks share shims, because a shim of its own would be half of what a small task costs: 5 MB, and a third of the CPU time of a start.
+// The price is that a shim that dies takes all of its tasks along. Two rules bound it: a shim serves at most eight tasks, of whichever
+// services; and a task is never started in the one shim that has all others of its service and revision, so that a service with two
+// tasks or more on a node keeps some of them. (What is removed may leave the rest together: tasks do not move.) Within these, a task goes
+// where the fewest of its own are, then where the most are in all. A shim ends with its last task.
+//
+// A group of tasks is called by the one that founded it, in each container's labels and OCI spec; only the founder starts the shim
+// (package shim), so a shim's command line tells its group. Who is where is read from the labels whenever a runtime begins. A shim that
+// ends just when a task is to join it fails that start, which is repeated with a group of its own.
 //
 // # Layout
 //

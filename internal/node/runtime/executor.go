@@ -2,20 +2,14 @@ package runtime
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
-	"slices"
-	"strings"
 	"time"
 
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"golang.org/x/sys/unix"
@@ -29,8 +23,6 @@ const (
 	retryPause = 200 * time.Millisecond
 	// killMax is how long the kernel may take to end a killed process before Stop reports an error.
 	killMax = 30 * time.Second
-	// shimSearches is how often abandoned shims are looked for: one that was being forked appears only later.
-	shimSearches = 10
 )
 
 // Labels of our containers.
@@ -39,22 +31,15 @@ const (
 	labelStack   = "baton/stack"
 	labelService = "baton/service"
 	labelSlot    = "baton/slot"
+	labelGroup   = "baton/shim-group" // the task that founded the group whose shim this one lives in
+	labelKin     = "baton/shim-kin"   // tasks of equal kin are spread over shims
 )
 
 // Observe implements agent.Executor.
 func (r *Runtime) Observe(ctx context.Context) ([]agent.Observed, error) {
-	// Containers before tasks: one that is made in between is seen as created at worst, one that is removed as gone.
-	cs, err := r.client.ContainerService().List(ctx)
+	cs, procs, err := r.listAll(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("list containers: %w", err)
-	}
-	resp, err := r.client.TaskService().List(ctx, &tasksapi.ListTasksRequest{})
-	if err != nil {
-		return nil, fmt.Errorf("list tasks: %w", errgrpc.ToNative(err))
-	}
-	procs := make(map[string]*tasktypes.Process, len(resp.Tasks))
-	for _, p := range resp.Tasks {
-		procs[p.ID] = p
+		return nil, err
 	}
 	var out []agent.Observed
 	for _, c := range cs {
@@ -64,6 +49,24 @@ func (r *Runtime) Observe(ctx context.Context) ([]agent.Observed, error) {
 	}
 	r.checkLoggers(out)
 	return out, nil
+}
+
+// listAll lists the containers, and their processes by container.
+func (r *Runtime) listAll(ctx context.Context) ([]containers.Container, map[string]*tasktypes.Process, error) {
+	// Containers before tasks: one that is made in between is seen as created at worst, one that is removed as gone.
+	cs, err := r.client.ContainerService().List(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("list containers: %w", err)
+	}
+	resp, err := r.client.TaskService().List(ctx, &tasksapi.ListTasksRequest{})
+	if err != nil {
+		return nil, nil, fmt.Errorf("list tasks: %w", errgrpc.ToNative(err))
+	}
+	procs := make(map[string]*tasktypes.Process, len(resp.Tasks))
+	for _, p := range resp.Tasks {
+		procs[p.ID] = p
+	}
+	return cs, procs, nil
 }
 
 // observe judges one container by its process as containerd sees it, nil for none, and by our own record.
@@ -85,22 +88,15 @@ func (r *Runtime) observe(id cluster.ID, p *tasktypes.Process) agent.Observed {
 		// containerd leaves out tasks whose shim is too slow to tell; taking that for an end would start a second one.
 		o.State = agent.ContainerRunning
 	default:
+		founder, _ := r.groups.groupOf(id)
+		r.groups.ended(id)
+		r.groups.shut(founder)
 		o.State, o.Exit = agent.ContainerExited, &cluster.Exit{Unknown: true, At: time.Now().UTC()}
 		if e, err := r.tasks.end(id, *o.Exit); err == nil {
 			o.Exit = e
 		}
 	}
 	return o
-}
-
-// shimLives reports whether somebody listens for the task at its shim's socket.
-func (r *Runtime) shimLives(id cluster.ID) bool {
-	s, err := dialShim(filepath.Join(r.cfg.stateDir(), "io.containerd.runtime.v2.task", namespace, id.String()))
-	if err != nil {
-		return false
-	}
-	_ = s.Close()
-	return true
 }
 
 // Stop implements agent.Executor.
@@ -209,24 +205,11 @@ func (r *Runtime) Remove(ctx context.Context, id cluster.ID) error {
 
 // remove deletes everything of a task but its logs. The record goes last: until then Observe still knows how the task ended.
 func (r *Runtime) remove(ctx context.Context, id cluster.ID) error {
-	c, err := r.client.LoadContainer(ctx, id.String())
-	switch {
-	case errdefs.IsNotFound(err):
-	case err != nil:
+	orderly, err := r.removeContainer(ctx, id)
+	if err != nil {
 		return err
-	default:
-		t, err := c.Task(ctx, nil)
-		if err == nil {
-			_, err = t.Delete(ctx, containerd.WithProcessKill)
-		}
-		if err != nil && !errdefs.IsNotFound(err) {
-			return err
-		}
-		if err := c.Delete(ctx); err != nil && !errdefs.IsNotFound(err) {
-			return err
-		}
 	}
-	if err := r.killShims(ctx, id); err != nil {
+	if err := r.endShim(ctx, id, orderly); err != nil {
 		return err
 	}
 	if err := r.client.SnapshotService(snapshotter).Remove(ctx, id.String()); err != nil && !errdefs.IsNotFound(err) {
@@ -239,39 +222,32 @@ func (r *Runtime) remove(ctx context.Context, id cluster.ID) error {
 	r.logMu.Lock()
 	delete(r.logged, id)
 	r.logMu.Unlock()
+	r.groups.leave(id)
 	return r.tasks.remove(id)
 }
 
-// killShims ends the shims of a task whose containerd or agent died while it was being made: containerd knows nothing of them, and would
-// hand the next attempt to one of them in the middle of the first.
-func (r *Runtime) killShims(ctx context.Context, id cluster.ID) error {
-	if _, err := os.Stat(r.tasks.path(id)); errors.Is(err, fs.ErrNotExist) {
-		return nil // never begun
+// removeContainer deletes the container, and its process from its shim. It is orderly when there was one and the shim let go of it.
+func (r *Runtime) removeContainer(ctx context.Context, id cluster.ID) (orderly bool, err error) {
+	c, err := r.client.LoadContainer(ctx, id.String())
+	if err != nil {
+		if errdefs.IsNotFound(err) {
+			err = nil
+		}
+		return false, err
 	}
-	for range shimSearches {
-		ps, err := processes(func(args []string) bool {
-			return strings.HasPrefix(filepath.Base(args[0]), "containerd-shim") && slices.Contains(args, r.cfg.socket()) && slices.Contains(args, id.String())
-		})
-		if err != nil {
-			return err
-		}
-		for _, p := range ps {
-			r.log.Warn("killing an abandoned shim", "task", id, "pid", p.pid)
-			if err := p.end(ctx, 0); err != nil {
-				return err
-			}
-		}
-		if len(ps) == 0 {
-			break
-		}
+	t, err := c.Task(ctx, nil)
+	if err == nil {
+		r.groups.depart(ctx, id)
+		_, err = t.Delete(ctx, containerd.WithProcessKill)
+		orderly = err == nil
 	}
-	return os.RemoveAll(r.shimSocket(id))
-}
-
-// shimSocket is where containerd lets a task's shim listen.
-func (r *Runtime) shimSocket(id cluster.ID) string {
-	sum := sha256.Sum256([]byte(filepath.Join(r.cfg.socket(), namespace, id.String())))
-	return filepath.Join(r.cfg.shimSockets(), hex.EncodeToString(sum[:]))
+	if err != nil && !errdefs.IsNotFound(err) {
+		return false, err
+	}
+	if err := c.Delete(ctx); err != nil && !errdefs.IsNotFound(err) {
+		return false, err
+	}
+	return orderly, nil
 }
 
 // sweep removes what an earlier runtime left half-made: records and snapshots without a container, and its leases. Containers

@@ -13,7 +13,7 @@ import (
 	"baton/internal/wire/agentapi"
 )
 
-// LoggerCommand is the hidden subcommand of a task's logger; see package logger.
+// LoggerCommand is the first argument of a task's logger; see package logger.
 const LoggerCommand = logger.Command
 
 // Names of the streams.

@@ -24,6 +24,9 @@ import (
 const (
 	// followPause is how often a reader at the end of a log looks for more.
 	followPause = 100 * time.Millisecond
+	// sweptAge is how old the newest line of a log must be for Sweep to delete it. Who looks for what went wrong with a cluster that was
+	// rebuilt, or restored from a backup, looks at the logs of tasks that its managers do not remember.
+	sweptAge = 24 * time.Hour
 )
 
 // Logs is the kept output of a node's tasks.
@@ -45,13 +48,48 @@ func (l *Logs) Remove(id cluster.ID) error {
 	return os.RemoveAll(filepath.Join(l.dir, id.String()))
 }
 
+// Sweep implements agent.Logs: logs of tasks that are not in keep go when nothing was written to them for a day.
+func (l *Logs) Sweep(keep []cluster.ID) error {
+	ids, err := l.List()
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	var errs []error
+	for _, id := range ids {
+		if slices.Contains(keep, id) {
+			continue
+		}
+		at, err := newest(filepath.Join(l.dir, id.String()))
+		if err == nil && time.Since(at) < sweptAge {
+			continue
+		}
+		errs = append(errs, err, l.Remove(id))
+	}
+	return errors.Join(errs...)
+}
+
+// newest is when the directory or one of its files was last changed.
+func newest(dir string) (at time.Time, err error) {
+	err = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := e.Info()
+		if err == nil && info.ModTime().After(at) {
+			at = info.ModTime()
+		}
+		return err
+	})
+	return at, err
+}
+
 // ReadLogs yields a task's output; see the function of that name.
 func (r *Runtime) ReadLogs(ctx context.Context, id cluster.ID, o agentapi.LogOptions) iter.Seq2[agentapi.LogLine, error] {
 	return OpenLogs(r.cfg.DataDir).Read(ctx, id, o)
 }
-
-// RemoveLogs deletes what is kept of a task's output.
-func (r *Runtime) RemoveLogs(id cluster.ID) error { return OpenLogs(r.cfg.DataDir).Remove(id) }
 
 // List names the tasks that have a log.
 func (l *Logs) List() ([]cluster.ID, error) {

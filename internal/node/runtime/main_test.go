@@ -237,7 +237,7 @@ func config(dir string) (runtime.Config, error) {
 		return runtime.Config{}, err
 	}
 	return runtime.Config{
-		DataDir: dir, Containerd: b.Containerd, Shim: b.Shim, Runc: b.Runc, Log: slog.New(slog.DiscardHandler),
+		DataDir: dir, Containerd: b.Containerd, Shim: b.Front, Runc: b.Runc, Logger: b.Logger, Log: slog.New(slog.DiscardHandler),
 		Images: func(c *containerd.Client) runtime.Images { return image.New(image.Config{Client: c}) },
 	}, nil
 }

@@ -18,7 +18,20 @@ func TestRun(t *testing.T) {
 	t.Run("stop asks first", func(t *testing.T) { runStopAsksFirst(t, n) })
 	t.Run("stop kills then", func(t *testing.T) { runStopKillsThen(t, n) })
 	t.Run("out of memory", func(t *testing.T) { runOutOfMemory(t, n) })
+	t.Run("safe from collection", func(t *testing.T) { runSafeFromCollection(t, n) })
 	n.empty()
+}
+
+// A snapshot is not collected while its container is being recorded, and no lease is taken for that.
+func runSafeFromCollection(t *testing.T, n *node) {
+	id := n.mustStart(container("sleep"))
+	info, err := n.Client().SnapshotService("overlayfs").Stat(t.Context(), id.String())
+	if err != nil || info.Labels["containerd.io/gc.root"] == "" {
+		t.Errorf("snapshot %+v, %v; want it marked as needed", info, err)
+	}
+	if ls, err := n.Client().LeasesService().List(t.Context()); err != nil || len(ls) != 0 {
+		t.Errorf("leases %v, %v; want none", ls, err)
+	}
 }
 
 func runBothStreams(t *testing.T, n *node) {

@@ -19,6 +19,7 @@ import (
 	"baton/internal/model/cluster"
 	"baton/internal/model/spec"
 	"baton/internal/node/agent"
+	"baton/internal/node/shim"
 	"baton/internal/wire/agentapi"
 )
 
@@ -53,11 +54,10 @@ type Config struct {
 	// Cgroup is the parent of the tasks' cgroups; default /baton/<base of RunDir>. No two nodes of a machine may share it.
 	Cgroup string
 
-	// The absolute paths of the pinned binaries.
-	Containerd, Shim, Runc string
-	// Self is the executable whose hidden subcommand LoggerCommand is a logger; default: this executable.
-	Self string
-	// Init is a static executable whose hidden subcommand "__init" is InitMain, for containers with init: true; default: Self.
+	// The absolute paths of the pinned binaries. Shim is the one of package shim, which has containerd's own beside it; Logger is the
+	// one of package logger.
+	Containerd, Shim, Runc, Logger string
+	// Init is a static executable whose hidden subcommand "__init" is InitMain, for containers with init: true; default: this one.
 	Init string
 
 	// Images makes the image store once containerd's client exists.
@@ -76,6 +76,7 @@ type Runtime struct {
 	images Images
 	daemon *daemon
 	tasks  *records
+	groups *groups
 	bus    *bus
 	unlock func()
 
@@ -123,7 +124,7 @@ func New(ctx context.Context, cfg Config) (_ *Runtime, err error) {
 			r.unlock()
 		}
 	}()
-	r.tasks = &records{dir: cfg.tasksDir()}
+	r.tasks, r.groups = &records{dir: cfg.tasksDir()}, newGroups()
 	r.daemon = &daemon{cfg: cfg, log: r.log, harvest: r.harvest}
 	if err := r.daemon.ensure(ctx); err != nil {
 		return nil, err
@@ -134,15 +135,29 @@ func New(ctx context.Context, cfg Config) (_ *Runtime, err error) {
 		return nil, fmt.Errorf("containerd client: %w", err)
 	}
 	r.images = cfg.Images(r.client)
-	if err := r.sweep(ctx); err != nil {
+	if err := r.takeOver(ctx); err != nil {
 		r.daemon.detach()
-		return nil, errors.Join(fmt.Errorf("remove half-made containers: %w", err), r.client.Close())
+		return nil, errors.Join(err, r.client.Close())
 	}
 	loop, cancel := context.WithCancel(context.Background())
 	r.cancel = cancel
 	r.loops.Go(func() { r.daemon.supervise(loop, r.restarted) })
 	r.loops.Go(func() { r.pump(loop) })
 	return r, nil
+}
+
+// takeOver learns what an earlier runtime left, and removes what nobody needs of it.
+func (r *Runtime) takeOver(ctx context.Context) error {
+	if err := r.loadGroups(ctx); err != nil {
+		return err
+	}
+	if err := r.sweep(ctx); err != nil {
+		return fmt.Errorf("remove half-made containers: %w", err)
+	}
+	if err := r.sweepShims(ctx); err != nil {
+		return fmt.Errorf("end forgotten shims: %w", err)
+	}
+	return nil
 }
 
 // Close ends the runtime's own work. With keepContainers, containers and containerd go on, for the next New to adopt; without, every
@@ -205,18 +220,15 @@ func (c *Config) complete() error {
 	if !strings.HasPrefix(c.Cgroup, "/") || filepath.Clean(c.Cgroup) != c.Cgroup || c.Cgroup == "/" {
 		return fmt.Errorf("runtime: cgroup %q must be an absolute path below /", c.Cgroup)
 	}
-	if c.Self == "" {
-		if c.Self, err = os.Executable(); err != nil {
+	if c.Init == "" {
+		if c.Init, err = os.Executable(); err != nil {
 			return fmt.Errorf("runtime: %w", err)
 		}
-	}
-	if c.Init == "" {
-		c.Init = c.Self
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	for _, p := range []string{c.Containerd, c.Shim, c.Runc, c.Self, c.Init} {
+	for _, p := range []string{c.Containerd, c.Shim, c.Runc, c.Logger, c.Init} {
 		if !filepath.IsAbs(p) {
 			return fmt.Errorf("runtime: %q must be the absolute path of a binary", p)
 		}
@@ -236,7 +248,7 @@ func (c *Config) LogsDir() string { return filepath.Join(c.DataDir, "logs") }
 func (c *Config) containerdDir() string { return filepath.Join(c.DataDir, "containerd") }
 func (c *Config) tasksDir() string      { return filepath.Join(c.DataDir, "tasks") }
 func (c *Config) stateDir() string      { return filepath.Join(c.RunDir, "state") }
-func (c *Config) shimSockets() string   { return filepath.Join(c.RunDir, "s") }
+func (c *Config) shimSockets() string   { return filepath.Join(c.RunDir, shim.SocketDir) }
 func (c *Config) fifos() string         { return filepath.Join(c.RunDir, "fifo") }
 func (c *Config) runcRoot() string      { return filepath.Join(c.RunDir, "runc") }
 func (c *Config) socket() string        { return filepath.Join(c.RunDir, "c.sock") }

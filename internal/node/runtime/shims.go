@@ -3,10 +3,13 @@ package runtime
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -17,6 +20,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"baton/internal/model/cluster"
+	"baton/internal/node/shim"
 )
 
 const (
@@ -24,9 +28,13 @@ const (
 	shimAnswerMax = 5 * time.Second
 	// shimsAtOnce is how many shims are asked at the same time.
 	shimsAtOnce = 16
+	// shimSearches is how often abandoned shims are looked for: one that was being forked appears only later.
+	shimSearches = 10
+	// shimLooksMax is how long Observe waits for the word of a shim that containerd found too slow.
+	shimLooksMax = time.Second
 )
 
-// harvest asks every live shim for its task's state and notes the exits: a containerd that starts takes a shim whose process has
+// harvest asks the live shims for each task's state and notes the exits: a containerd that starts takes a shim whose process has
 // ended for a leak and throws it away, exit code included. For tasks that still run, a wait stays open at their shim, so that an end
 // between the question and containerd's own start is noted too. done ends these waits.
 func (r *Runtime) harvest(ctx context.Context) (done func()) {
@@ -92,6 +100,7 @@ func (r *Runtime) noteExit(id cluster.ID, status uint32, at *timestamppb.Timesta
 	if e := r.tasks.exit(id); e != nil {
 		return e
 	}
+	r.groups.ended(id)
 	endLogger(filepath.Join(r.cfg.LogsDir(), id.String()))
 	oom := r.tasks.oomed(id) || oomKills(r.v2, r.taskCgroup(id)) > 0
 	e, err := r.tasks.end(id, exitOf(status, at.AsTime(), oom))
@@ -125,4 +134,103 @@ func dialShim(bundle string) (*ttrpc.Client, error) {
 		return nil, err
 	}
 	return ttrpc.NewClient(c), nil
+}
+
+// shimLives reports whether the task's shim has it still, or is too slow to say: containerd leaves out tasks whose shim does not answer
+// in time, and taking that for an end would start a second one. That a shim listens says nothing: it may serve others.
+func (r *Runtime) shimLives(id cluster.ID) bool {
+	s, err := dialShim(filepath.Join(r.cfg.stateDir(), "io.containerd.runtime.v2.task", namespace, id.String()))
+	if err != nil {
+		return false
+	}
+	defer s.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), shimLooksMax)
+	defer cancel()
+	_, err = task.NewTTRPCTaskClient(s).State(ctx, &task.StateRequest{ID: id.String()})
+	return err == nil || ctx.Err() != nil
+}
+
+// shimGone reports whether a start failed because the shim of the group that it was to join has ended, or is about to.
+func (r *Runtime) shimGone(founder cluster.ID, err error) bool {
+	if msg := err.Error(); strings.Contains(msg, shim.GoneSign) || strings.Contains(msg, ttrpc.ErrClosed.Error()) {
+		return true
+	}
+	return !listens(r.shimSocket(founder))
+}
+
+// listens reports whether a process serves a unix socket. A shim does from before it is forked until its very end.
+func listens(socket string) bool {
+	c, err := net.DialTimeout("unix", socket, shimAnswerMax)
+	if err != nil {
+		return false
+	}
+	_ = c.Close()
+	return true
+}
+
+// shimSocket is where containerd lets the shim of a group listen.
+func (r *Runtime) shimSocket(founder cluster.ID) string {
+	return shim.SocketPath(r.cfg.socket(), namespace, founder.String())
+}
+
+// endShim makes sure that the shim of a removed task is gone if no other task lives in it. One whose containerd or agent died while
+// the task was being made is not known to containerd, which would hand the next attempt to it in the middle of the first. After an
+// orderly end there is none unless it still listens.
+func (r *Runtime) endShim(ctx context.Context, id cluster.ID, orderly bool) error {
+	founder, shared := r.groups.groupOf(id)
+	if shared {
+		return nil
+	}
+	if _, err := os.Stat(r.tasks.path(id)); errors.Is(err, fs.ErrNotExist) {
+		return nil // never begun
+	}
+	if !orderly || listens(r.shimSocket(founder)) {
+		err := r.killShims(ctx, func(of cluster.ID) bool { return of == founder || of == id })
+		if err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(r.shimSocket(founder))
+}
+
+// killShims ends the shims, and the commands that start them, of the groups that abandoned names.
+func (r *Runtime) killShims(ctx context.Context, abandoned func(founder cluster.ID) bool) error {
+	for range shimSearches {
+		ps, err := processes(func(args []string) bool {
+			id, ok := shimOf(args, r.cfg.socket())
+			return ok && abandoned(id)
+		})
+		if err != nil {
+			return err
+		}
+		for _, p := range ps {
+			r.log.Warn("killing an abandoned shim", "pid", p.pid, "args", p.args)
+			if err := p.end(ctx, 0); err != nil {
+				return err
+			}
+		}
+		if len(ps) == 0 {
+			break
+		}
+	}
+	return nil
+}
+
+// shimOf reads the command line of a shim of the containerd with this socket, or of a command that starts one. Commands that clean up end
+// by themselves.
+func shimOf(args []string, socket string) (id cluster.ID, ok bool) {
+	if base := filepath.Base(args[0]); base != shim.Executable && base != shim.Program {
+		return id, false
+	}
+	i := slices.Index(args, "-id")
+	if i < 0 || args[len(args)-1] == "delete" || i+1 >= len(args) || !slices.Contains(args, socket) {
+		return id, false
+	}
+	id, err := cluster.ParseID(args[i+1])
+	return id, err == nil
+}
+
+// sweepShims ends the shims whose tasks are all forgotten. Nothing is being started yet.
+func (r *Runtime) sweepShims(ctx context.Context) error {
+	return r.killShims(ctx, func(founder cluster.ID) bool { return !r.groups.known(founder) })
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -12,7 +13,7 @@ import (
 
 	"github.com/containerd/containerd/api/types/runc/options"
 	containerd "github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/errdefs"
@@ -23,13 +24,15 @@ import (
 	"baton/internal/model/spec"
 	"baton/internal/node/agent"
 	"baton/internal/node/logger"
+	"baton/internal/node/shim"
 )
 
 const (
-	// leasePrefix marks the leases that keep a container's parts from being collected while it is made.
+	// leasePrefix marks the leases with which earlier versions kept a container's parts while it was made.
 	leasePrefix = "baton-start-"
-	// leaseMax ends a lease whose owner died and was never followed by another runtime.
-	leaseMax = time.Hour
+	// labelKeep keeps a snapshot from being collected before its container is recorded. It is removed by name, or swept by the next
+	// runtime. (A lease would do the same for two more transactions of containerd's database, each with its fsync.)
+	labelKeep = "containerd.io/gc.root"
 	// startMax bounds one start, once it has its turn.
 	startMax = 2 * time.Minute
 	// undoMax bounds the removal of what a failed start had made.
@@ -60,15 +63,39 @@ func (r *Runtime) Start(ctx context.Context, c agent.Container) error {
 	}
 	bound, cancel := context.WithTimeout(ctx, startMax)
 	defer cancel()
-	if err := r.start(bound, id, c); err != nil {
-		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoMax)
-		defer cancel()
-		if uerr := r.remove(undo, id); uerr != nil {
-			r.log.Warn("a failed start left something behind; it is removed later", "task", id, "err", uerr)
-		}
+	if err := r.startOrUndo(bound, id, c); err != nil {
 		return fmt.Errorf("start task %s: %w", id.Short(), explain(err))
 	}
 	return nil
+}
+
+// startOrUndo starts the container, or leaves nothing of it. A shim that ends just when the task is to join it is answered by a second
+// try with a shim of its own.
+func (r *Runtime) startOrUndo(ctx context.Context, id cluster.ID, c agent.Container) error {
+	err := r.start(ctx, id, c, false)
+	if err == nil {
+		return nil
+	}
+	founder, _ := r.groups.groupOf(id)
+	r.undo(ctx, id)
+	if founder == id || ctx.Err() != nil || !r.shimGone(founder, err) {
+		return err
+	}
+	r.log.Info("the shim that a task was to join has ended; it gets one of its own", "task", id, "shim", founder)
+	r.groups.shut(founder)
+	if err = r.start(ctx, id, c, true); err != nil {
+		r.undo(ctx, id)
+	}
+	return err
+}
+
+// undo removes what a failed start had made.
+func (r *Runtime) undo(ctx context.Context, id cluster.ID) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoMax)
+	defer cancel()
+	if err := r.remove(ctx, id); err != nil {
+		r.log.Warn("a failed start left something behind; it is removed later", "task", id, "err", err)
+	}
 }
 
 // begun reports whether the task's main process runs or ran. What is half-made it removes.
@@ -94,11 +121,14 @@ func (r *Runtime) begun(ctx context.Context, id cluster.ID) (bool, error) {
 			return true, nil
 		}
 	}
+	if _, serr := os.Stat(r.tasks.path(id)); errdefs.IsNotFound(err) && errors.Is(serr, fs.ErrNotExist) {
+		return false, nil // its record is the first of all that is made, and the last that goes
+	}
 	return false, r.remove(ctx, id)
 }
 
-// start makes and runs the container. On an error the caller removes what is there.
-func (r *Runtime) start(ctx context.Context, id cluster.ID, c agent.Container) error {
+// start makes and runs the container, with alone in a shim of its own. On an error the caller removes what is there.
+func (r *Runtime) start(ctx context.Context, id cluster.ID, c agent.Container, alone bool) error {
 	if err := prepareMounts(c.Mounts); err != nil {
 		return err
 	}
@@ -127,26 +157,24 @@ func (r *Runtime) start(ctx context.Context, id cluster.ID, c agent.Container) e
 	if err != nil {
 		return err
 	}
-	// A start that containerd's end broke off has left its lease.
-	lease := leases.Lease{ID: leasePrefix + id.String()}
-	if err := r.client.LeasesService().Delete(ctx, lease); err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("lease of an earlier start: %w", err)
-	}
-	ctx, release, err := r.client.WithLease(ctx, leases.WithID(lease.ID), leases.WithExpiration(leaseMax))
-	if err != nil {
-		return fmt.Errorf("lease: %w", err)
-	}
-	defer func() { _ = release(context.WithoutCancel(ctx)) }()
 	sig, err := stopSignal(c, conf.Config)
 	if err != nil {
 		return err
 	}
-	ctr, err := r.client.NewContainer(ctx, id.String(),
+	// The last of all that takes no place in a shim: others wait for one that is being started.
+	kin := kinOf(c.Task)
+	founder, err := r.groups.join(ctx, id, kin, alone)
+	if err != nil {
+		return err
+	}
+	s.Annotations = map[string]string{shim.GroupAnnotation: founder.String()}
+	ctr, err := r.record(ctx, id,
 		containerd.WithSnapshotter(snapshotter),
-		containerd.WithNewSnapshot(id.String(), img),
+		containerd.WithNewSnapshot(id.String(), img, snapshots.WithLabels(map[string]string{labelKeep: time.Now().UTC().Format(time.RFC3339)})),
 		containerd.WithRuntime(r.cfg.Shim, &options.Options{BinaryName: r.cfg.Runc, Root: r.cfg.runcRoot()}),
 		containerd.WithContainerLabels(map[string]string{
 			labelSignal: sig, labelStack: c.StackName, labelService: c.ServiceName, labelSlot: strconv.Itoa(c.Task.Slot),
+			labelGroup: founder.String(), labelKin: kin,
 		}),
 		containerd.WithSpec(s, append(p.userOpts(), p.finish)...))
 	if err != nil {
@@ -156,6 +184,20 @@ func (r *Runtime) start(ctx context.Context, id cluster.ID, c agent.Container) e
 		return err
 	}
 	return r.run(ctx, id, ctr, c)
+}
+
+// record makes the container's snapshot and record. It is the client's NewContainer without the lease that this takes each time.
+func (r *Runtime) record(ctx context.Context, id cluster.ID, opts ...containerd.NewContainerOpts) (containerd.Container, error) {
+	c := containers.Container{ID: id.String()}
+	for _, o := range opts {
+		if err := o(ctx, r.client, &c); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := r.client.ContainerService().Create(ctx, c); err != nil {
+		return nil, err
+	}
+	return r.client.LoadContainer(ctx, id.String())
 }
 
 // run starts the container's main process.
@@ -168,6 +210,7 @@ func (r *Runtime) run(ctx context.Context, id cluster.ID, ctr containerd.Contain
 	if err != nil {
 		return err
 	}
+	r.groups.opened(id)
 	// From here the task counts as started: should we die now, its end is reported and it is not run a second time.
 	if err := r.tasks.start(id, time.Now()); err != nil {
 		return err
@@ -192,10 +235,9 @@ func stopSignal(c agent.Container, img ocispec.ImageConfig) (string, error) {
 	return s, nil
 }
 
-// logIO sends a task's output to a logger process of its own: our executable, started by the shim, whom it outlives neither more nor
-// less. The shim turns the query into arguments.
+// logIO sends a task's output to a logger process of its own, started by the shim, whom it outlives neither more nor less. The shim turns the query into arguments.
 func (r *Runtime) logIO(id cluster.ID, l spec.Logging, tty bool) (cio.Creator, error) {
-	uri, err := cio.LogURIGenerator("binary-v2", r.cfg.Self, map[string]string{
+	uri, err := cio.LogURIGenerator("binary-v2", r.cfg.Logger, map[string]string{
 		LoggerCommand: logger.Args{Dir: filepath.Join(r.cfg.LogsDir(), id.String()), MaxSize: int64(l.MaxSize), MaxFiles: l.MaxFiles}.Encode(),
 	})
 	if err != nil {
@@ -256,7 +298,7 @@ func explain(err error) error {
 	return err
 }
 
-// dropLeases ends the leases of starts that were interrupted.
+// dropLeases ends the leases of starts that an earlier version was interrupted in.
 func (r *Runtime) dropLeases(ctx context.Context) error {
 	ls, err := r.client.LeasesService().List(ctx)
 	if err != nil {

@@ -12,6 +12,8 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"golang.org/x/sys/unix"
+
+	"baton/internal/node/shim"
 )
 
 // cleanMax bounds how long the mounts and cgroups of killed containers may take to go.
@@ -87,7 +89,7 @@ func ourHelpers(cfg Config) ([]*process, error) {
 			return false
 		}
 		switch base := filepath.Base(args[0]); {
-		case strings.HasPrefix(base, "containerd-shim"):
+		case strings.HasPrefix(base, "containerd-shim"), base == shim.Program:
 			return slices.Contains(args, cfg.socket())
 		case base == "runc":
 			return slices.Contains(args, cfg.runcRoot())

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -272,22 +271,6 @@ func TestLogAfterKilledLogger(t *testing.T) {
 	}
 }
 
-// A logger's process must begin before the packages that it does not need: there is one per container.
-func TestLoggerBeginsEarly(t *testing.T) {
-	cmd := exec.Command(os.Args[0], logger.Command)
-	cmd.Env = append(os.Environ(), "GODEBUG=inittrace=1")
-	out, err := cmd.CombinedOutput()
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) || !bytes.Contains(out, []byte("want one argument")) {
-		t.Fatalf("a logger without arguments: %v: %s", err, out)
-	}
-	for line := range strings.Lines(string(out)) {
-		if f := strings.Fields(line); len(f) > 1 && f[0] == "init" && strings.HasPrefix(f[1], "baton/") {
-			t.Errorf("package %s is initialized first", f[1])
-		}
-	}
-}
-
 func TestExplain(t *testing.T) {
 	for msg, want := range map[string]bool{
 		`OCI runtime create failed: runc create failed: unable to start container process: error during container init: exec: "x": executable file not found in $PATH`: true,
@@ -303,7 +286,7 @@ func TestExplain(t *testing.T) {
 }
 
 func TestConfig(t *testing.T) {
-	good := Config{DataDir: "/" + strings.Repeat("long/", 40), Containerd: "/c", Shim: "/s", Runc: "/r", Images: imagesNone}
+	good := Config{DataDir: "/" + strings.Repeat("long/", 40), Containerd: "/c", Shim: "/s", Runc: "/r", Logger: "/l", Images: imagesNone}
 	c := good
 	if err := c.complete(); err != nil {
 		t.Fatal(err)

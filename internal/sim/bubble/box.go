@@ -280,6 +280,9 @@ func (boxFiles) Write(context.Context, cluster.ID, []agentapi.File) (string, err
 // Remove implements agent.Files.
 func (boxFiles) Remove(context.Context, cluster.ID) error { return nil }
 
+// Sweep implements agent.Files.
+func (boxFiles) Sweep(context.Context, []cluster.ID) error { return nil }
+
 // boxLogs are the logs of a box.
 type boxLogs struct{}
 
@@ -287,6 +290,9 @@ var _ agent.Logs = boxLogs{}
 
 // Remove implements agent.Logs.
 func (boxLogs) Remove(cluster.ID) error { return nil }
+
+// Sweep implements agent.Logs.
+func (boxLogs) Sweep([]cluster.ID) error { return nil }
 
 // boxServices are what managers may ask of a box.
 type boxServices struct{ *box }
