@@ -29,6 +29,8 @@ type room struct {
 // rooms is the table. A package imports only packages of lower floors, or of its own room.
 var rooms = []room{
 	{0, "internal/model/spec", "", "what a user asks for"},
+	{0, "internal/durable", "", "files that survive a power cut"},
+	{1, "internal/seal", "", "content that must not lie on a disk in clear"},
 	{0, "build/bundle", "", "the pinned runtime inside the binary"},
 	{0, "build/images", "", "test and example images"},
 	{1, "build/pack", "", "writes what bundle embeds"},

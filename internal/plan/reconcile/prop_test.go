@@ -150,8 +150,8 @@ func (h *history) checkCreate(before Input, old map[cluster.ID]*cluster.Task, c 
 		return
 	}
 	policy := h.in.Revisions[t.Revision].Spec.Restart
-	if wait := before.Now.Sub(t.Ended); wait < Backoff(policy, c.Failures) {
-		h.t.Fatalf("replaces a task after %s, its %d failures ask for %s", wait, c.Failures, Backoff(policy, c.Failures))
+	if wait := before.Now.Sub(t.Ended); wait < cluster.Backoff(policy, c.Failures) {
+		h.t.Fatalf("replaces a task after %s, its %d failures ask for %s", wait, c.Failures, cluster.Backoff(policy, c.Failures))
 	}
 }
 
@@ -255,12 +255,12 @@ func TestBackoffDoublesUpToItsMaximum(t *testing.T) {
 			Delay:    time.Duration(rapid.Int64Range(1, int64(time.Minute)).Draw(t, "delay")),
 			DelayMax: time.Duration(rapid.Int64Range(int64(time.Minute), int64(time.Hour)).Draw(t, "max")),
 		}
-		if Backoff(policy, 0) != 0 || Backoff(policy, 1) != 0 {
+		if cluster.Backoff(policy, 0) != 0 || cluster.Backoff(policy, 1) != 0 {
 			t.Fatal("the first failure waits")
 		}
 		want := policy.Delay
 		for n := 2; n < 100; n++ {
-			if got := Backoff(policy, n); got != want {
+			if got := cluster.Backoff(policy, n); got != want {
 				t.Fatalf("after %d failures: %s, want %s", n, got, want)
 			}
 			want = min(want*2, policy.DelayMax)

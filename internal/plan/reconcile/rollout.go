@@ -326,7 +326,7 @@ func (p *planner) failed(s *slot) (bool, string) {
 		early := t.ReadySince.IsZero() || t.Ended.Before(t.ReadySince.Add(p.policy.Monitor))
 		success := t.Observed == cluster.ObservedComplete && p.rev.Spec.Restart.Condition != spec.RestartAny
 		if ownEnd(t) && early && !success {
-			return true, fmt.Sprintf("%s: the new task %s", p.title(s), End(t))
+			return true, fmt.Sprintf("%s: the new task %s", p.title(s), t.End())
 		}
 		if p.policy.Deadline <= 0 || !running(t) || t.Ready || !t.ReadySince.IsZero() && !old {
 			continue
@@ -365,7 +365,7 @@ func (p *planner) failedFirst(s *slot) (bool, string) {
 			return true, fmt.Sprintf("%s: %s", p.title(s), past.why)
 		}
 		if last.Observed == cluster.ObservedRejected && failures >= firstFailures {
-			return true, fmt.Sprintf("%s %s", p.title(s), End(last))
+			return true, fmt.Sprintf("%s %s", p.title(s), last.End())
 		}
 		if past.over {
 			return false, ""
