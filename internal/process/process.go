@@ -9,7 +9,7 @@
 //	DIR/manager/      store, log and keys (package manager)
 //	DIR/bin/          the unpacked container runtime (package bundle)
 //	DIR/containerd/ tasks/ logs/  containers (package runtime)
-//	DIR/network/ volumes/ files/  (packages of the same names)
+//	DIR/network/ volumes/ files/ record/  (packages of the same names)
 //
 // Invariants: one process per directory; stopping or killing the process leaves containers running, and the next start
 // finds them; two directories on one machine share nothing.

@@ -21,7 +21,8 @@ import (
 //     node, or the managers waited long enough
 //
 // On the machines, after every step: no task runs on two nodes; a single-writer volume has one writer; no address and no
-// host port of a node is used twice; only tasks that were told to go get the stop signal. On the way to them: only ready tasks
+// host port of a node is used twice; no task that ran is started again; only tasks that were told to go get the stop
+// signal. On the way to them: only ready tasks
 // are endpoints; secrets go only to nodes with tasks that use them; only unused volumes are removed.
 type checker struct {
 	w      *World
@@ -265,6 +266,9 @@ func (c *checker) machine(n *node) {
 
 // started checks a container that was just started: its volume may be written on another machine.
 func (c *checker) started(n *node, as *agentapi.Assignment) {
+	if t, ok := store.Get[*cluster.Task](c.w.store.Snapshot(), as.Task.ID); ok && t.Observed >= cluster.ObservedRunning {
+		c.w.fail("task %s ran before (%s) and is started again on %s", as.Task.ID.Short(), t.Observed, n.name)
+	}
 	for _, name := range as.Volumes {
 		v, ok := c.w.store.Snapshot().VolumeByName(name)
 		if !ok || !v.SingleWriter {

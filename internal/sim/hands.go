@@ -113,7 +113,7 @@ func (h *hands) start(want *agentapi.Assignment, r agent.Result) func() {
 	}
 	w.after(pull, n.name+" pulled", func() {
 		switch {
-		case over || n.machine != machine:
+		case over || n.machine != machine || !n.alive(h.life): // a pull ends with its agent, a container's start may not
 		case w.chance(0.04):
 			end(0, &agent.PullError{Err: errTransient})
 		case w.chance(0.04) || kind(want.Spec) == "flaky" && w.busy && w.rng.IntN(3) == 0:
@@ -310,6 +310,58 @@ func (h *hands) RemoveVolume(name string) {
 		delete(n.volumes, name)
 		h.done(0, "volume removed", func(l *agent.Loop) { l.VolumeRemoved(name) })
 	})
+}
+
+// Record implements agent.Hands. What is under way when the agent ends may be on disk or not.
+func (h *hands) Record(c agent.Change) {
+	n, w := h.node, h.node.w
+	d := w.between(100*time.Microsecond, 5*time.Millisecond)
+	if w.chance(0.02) {
+		d += w.between(0, 2*time.Second)
+	}
+	var err error
+	if w.chance(0.02) {
+		err = errTransient
+	}
+	w.after(d, n.name+" records", func() {
+		if err == nil && (n.life == h.life || n.life == h.life+1 && w.one(2) && !n.up) {
+			n.disk.save(c, w.cfg.Mutation == MutationForgetful)
+		}
+		h.done(0, "has recorded", func(l *agent.Loop) { l.Recorded(err, w.now) })
+	})
+}
+
+// disk is a node's record; it outlives everything.
+type disk struct {
+	tasks   map[cluster.ID]agent.Remembered
+	node    *agentapi.NodeConfig
+	network *agentapi.NetworkState
+}
+
+func (d *disk) save(c agent.Change, forgetful bool) {
+	for _, id := range c.Gone {
+		delete(d.tasks, id)
+	}
+	for _, t := range c.Tasks {
+		if forgetful {
+			t.Status = cluster.Status{Task: t.Assignment.Task.ID, Observed: cluster.ObservedAssigned}
+		}
+		d.tasks[t.Assignment.Task.ID] = t
+	}
+	if c.Node != nil {
+		d.node = c.Node
+	}
+	if c.Network != nil {
+		d.network = c.Network
+	}
+}
+
+func (d *disk) load() agent.Memory {
+	m := agent.Memory{Node: d.node, Network: d.network}
+	for _, id := range sortedIDs(d.tasks) {
+		m.Tasks = append(m.Tasks, d.tasks[id])
+	}
+	return m
 }
 
 // Look implements agent.Hands.

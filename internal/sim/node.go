@@ -47,6 +47,7 @@ type node struct {
 	loop     *agent.Loop
 	session  *dispatch.Session // the agent's end; nil: none
 	serving  *dispatch.Session // the manager's end; nil: none
+	known    cluster.Version   // of the last update that the agent took
 	arrival  time.Time         // of the last update under way: a stream keeps its order
 	underway []parcel
 	sendAt   time.Time // of the last report under way
@@ -61,6 +62,7 @@ type node struct {
 	attached   map[cluster.ID]netip.Addr
 	balanced   map[cluster.ID]bool // tasks in the load balancers
 	volumes    map[string]bool
+	disk       disk
 	dirty      bool // something here changed since the last check
 }
 
@@ -75,6 +77,7 @@ func newNode(w *World, i int) *node {
 		},
 		containers: make(map[cluster.ID]*container), attached: make(map[cluster.ID]netip.Addr),
 		balanced: make(map[cluster.ID]bool), volumes: make(map[string]bool),
+		disk: disk{tasks: make(map[cluster.ID]agent.Remembered)},
 	}
 }
 
@@ -86,8 +89,10 @@ func (n *node) boot(d time.Duration) {
 		if n.life != life {
 			return
 		}
+		n.known = 0
 		n.up, n.session, n.sending, n.looking, n.lookMore, n.stepAt = true, nil, false, false, false, time.Time{}
 		n.loop = agent.NewLoop(&hands{node: n, life: life}, slog.New(slog.DiscardHandler))
+		n.loop.Recall(n.disk.load())
 		n.look()
 		n.observe(life)
 		n.connect(life, 100*time.Millisecond)
@@ -173,7 +178,7 @@ func (n *node) connect(life int, wait time.Duration) {
 			again()
 			return
 		}
-		s, err := n.w.dispatcher.Connect(context.Background(), agentapi.Hello{Node: n.id, Name: n.name, Description: n.desc})
+		s, err := n.w.dispatcher.Connect(context.Background(), agentapi.Hello{Node: n.id, Name: n.name, Description: n.desc, Known: n.known})
 		if err != nil {
 			n.w.tracef("  %s: %v", n.name, err)
 			again()
@@ -199,6 +204,7 @@ func (n *node) hangUp() {
 		n.serving = nil
 	}
 	n.session = nil
+	n.loop.Cut(n.w.now)
 	n.quiet()
 	n.connect(n.life, 100*time.Millisecond)
 }
@@ -249,6 +255,9 @@ func (n *node) deliver(s *dispatch.Session, u agentapi.Update) {
 		at = n.arrival
 	}
 	n.arrival = at
+	if n.w.cfg.Mutation == MutationKnowing {
+		n.known = u.Version
+	}
 	n.underway = append(n.underway, parcel{session: s, at: at, update: u})
 	n.w.after(at.Sub(n.w.now), n.name+" gets an update", n.receive)
 }
@@ -269,7 +278,13 @@ func (n *node) receive() {
 		case n.session != p.session || n.session == nil:
 		case n.w.cfg.Mutation == MutationDeaf && !u.Full && len(u.Assignments) > 0 && n.w.rng.IntN(4) == 0:
 		default:
+			if n.w.cfg.Mutation == MutationClinging && u.Removed != nil {
+				u.Removed = nil
+			}
 			n.loop.Take(u)
+			if n.w.cfg.Mutation != MutationKnowing {
+				n.known = u.Version
+			}
 			n.kick()
 		}
 	}

@@ -56,6 +56,7 @@ var rooms = []room{
 	{4, "internal/node/files", "node", "secrets and configs in memory"},
 	{4, "internal/node/image", "node", "images"},
 	{4, "internal/node/network", "node", "links, balancing, names, isolation"},
+	{4, "internal/node/record", "node", "what the node was told, over restarts"},
 	{4, "internal/node/volume", "node", "local volumes"},
 	{5, "internal/node/runtime", "node", "containers; gets its images from image"},
 	{6, "internal/node/node", "node", "composes its wing"},

@@ -415,3 +415,31 @@ func TestEventsAreBounded(t *testing.T) {
 		break
 	}
 }
+
+// A node's stand-in takes the address of the task that ended, in one transaction: whichever comes first in the change, the
+// address must not be given away.
+func TestAddressStaysWithTheStandIn(t *testing.T) {
+	for _, heir := range []cluster.ID{{0: 1}, {0: 255, 1: 255}} {
+		for _, first := range []bool{true, false} {
+			w := newWorld(t, 1)
+			w.deploy(spec.Stack{Name: "shop", Services: []spec.Service{{Name: "web", Image: "web:1", Replicas: 1}}})
+			w.work(time.Minute)
+			var old *cluster.Task
+			for o := range store.All[*cluster.Task](w.st.Snapshot()) {
+				old = cluster.Copy(o)
+			}
+			next := cluster.Copy(old)
+			next.Meta, next.Replaces = cluster.Meta{ID: heir, Created: w.now}, old.ID
+			old.Observed, old.Ended = cluster.ObservedFailed, w.now
+			if first {
+				w.put(old, next)
+			} else {
+				w.put(next, old)
+			}
+			w.merge()
+			if err := w.engine.nodes[old.Node].Take(old.Address); err == nil {
+				t.Errorf("address %s of stand-in %s is free", old.Address, heir.Short())
+			}
+		}
+	}
+}

@@ -62,6 +62,9 @@ func (d *Dispatcher) split(batch []nodeReport) []writing {
 	status := make(map[cluster.ID]cluster.Status)
 	var work []writing
 	for _, r := range batch {
+		for _, st := range r.report.StandIns {
+			work = append(work, writing{r.session, func(ctx context.Context) error { return d.takeOver(ctx, r.session, st) }})
+		}
 		for _, s := range r.report.Tasks {
 			if old, ok := status[s.Task]; !ok {
 				order = append(order, s.Task)

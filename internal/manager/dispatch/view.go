@@ -119,9 +119,10 @@ func (v *view) serviceChanged(s *cluster.Service) {
 
 // fill posts to a session what it does not know yet.
 func (v *view) fill(s *Session) {
-	u := agentapi.Update{Version: v.snap.Version(), Full: !s.greeted}
+	first := !s.greeted
+	u := agentapi.Update{Version: v.snap.Version(), Full: first && !s.resume()}
 	v.unsendable = nil
-	if !s.greeted || v.all {
+	if first || v.all {
 		v.diffAll(s, &u)
 	} else {
 		for _, id := range v.touched[s.node] {
@@ -135,7 +136,8 @@ func (v *view) fill(s *Session) {
 		u.Node, s.config = &c, c
 	}
 	v.removeVolumes(s, &u)
-	empty := s.greeted && len(u.Assignments) == 0 && len(u.Removed) == 0 && u.Network == nil && u.Node == nil && len(u.RemoveVolumes) == 0
+	u.Removed = append(u.Removed, s.takeRefused()...)
+	empty := !first && len(u.Assignments) == 0 && len(u.Removed) == 0 && u.Network == nil && u.Node == nil && len(u.RemoveVolumes) == 0
 	s.mu.Lock()
 	s.greeted = true
 	s.mu.Unlock()

@@ -26,6 +26,7 @@ import (
 	"baton/internal/node/files"
 	"baton/internal/node/image"
 	"baton/internal/node/network"
+	"baton/internal/node/record"
 	"baton/internal/node/runtime"
 	"baton/internal/node/volume"
 	"baton/internal/wire/agentapi"
@@ -48,6 +49,7 @@ type Node struct {
 	network *network.Network
 	volumes *volume.Store
 	files   *files.Dir
+	record  *record.Record
 	notes   chan agentapi.Note
 }
 
@@ -81,6 +83,10 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, errors.Join(err, n.Close(ctx))
 	}
 	n.files = files.New(filepath.Join(cfg.Dir, "files"))
+	n.record, err = record.Open(filepath.Join(cfg.Dir, "record"), cfg.Logger)
+	if err != nil {
+		return nil, errors.Join(err, n.Close(ctx))
+	}
 	return n, nil
 }
 
@@ -107,7 +113,7 @@ func (n *Node) note(note agentapi.Note) {
 func (n *Node) Run(ctx context.Context, connector agentapi.Connector) error {
 	a := agent.New(agent.Config{
 		Node: n.cfg.ID, Name: n.cfg.Name, Executor: n.runtime, Network: n.network, Volumes: n.volumes, Files: n.files,
-		Logs: logs{n.runtime}, Connector: connector, Describe: n.describe, Notes: n.notes, Log: n.cfg.Logger.With("part", "agent"),
+		Logs: logs{n.runtime}, Record: n.record, Connector: connector, Describe: n.describe, Notes: n.notes, Log: n.cfg.Logger.With("part", "agent"),
 	})
 	return a.Run(ctx)
 }
