@@ -17,6 +17,7 @@ import (
 //     and ended releases stay as they ended
 //   - a slot gets a task only when its rollout allows one more
 //   - no node is promised away beyond its processors, memory, host ports; no address is given to two live tasks
+//   - a task makes room in its slot only once the image of its successor is on its node
 //   - a task that serves is drained before it is stopped, and stopped only once it is in no load balancer of a connected
 //     node, or the managers waited long enough
 //
@@ -122,12 +123,32 @@ func (c *checker) task(snap store.Snapshot, was, t *cluster.Task) {
 	case was.Desired == cluster.DesiredRun && t.Desired >= cluster.DesiredStop && was.Endpoint() && !t.Observed.Terminal():
 		c.w.fail("task %s serves and is stopped without draining", t.ID.Short())
 	}
+	c.madeRoom(snap, was, t)
 	early := t.StopSince.Sub(t.DrainSince) < ackMax
 	if was.Desired == cluster.DesiredDrain && t.Desired >= cluster.DesiredStop && t.Observed == cluster.ObservedRunning && early {
 		for _, n := range c.w.nodes {
 			if n.serving != nil && !n.broken(n.serving) && n.balanced[t.ID] {
 				c.w.fail("task %s is stopped %s after it began to drain, and %s still balances to it", t.ID.Short(), t.StopSince.Sub(t.DrainSince), n.name)
 			}
+		}
+	}
+}
+
+// madeRoom checks that a task which makes room for a task of a rollout is not stopped before that one's image is there.
+func (c *checker) madeRoom(snap store.Snapshot, was, t *cluster.Task) {
+	svc, ok := store.Get[*cluster.Service](snap, t.Service)
+	if !ok || was.Desired != cluster.DesiredRun || t.Desired == cluster.DesiredRun || t.Observed != cluster.ObservedRunning || t.Reason != "its slot gets a new task, stop-first" {
+		return
+	}
+	old, _ := store.Get[*cluster.Revision](snap, t.Revision)
+	rev, ok := store.Get[*cluster.Revision](snap, svc.Revision)
+	node, up := store.Get[*cluster.Node](snap, t.Node)
+	if !ok || !up || node.State != cluster.NodeReady || node.Availability == cluster.NodeDrain || svc.Rollout.State != cluster.RolloutUpdating || svc.Rollout.From.IsZero() {
+		return
+	}
+	for _, n := range c.w.nodes {
+		if n.id == t.Node && old.Spec.Image != rev.Spec.Image && !n.images[rev.Spec.Image] {
+			c.w.fail("task %s is stopped on %s to make room for a task whose image %s is not there", t.ID.Short(), n.name, rev.Spec.Image)
 		}
 	}
 }

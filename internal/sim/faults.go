@@ -159,6 +159,7 @@ const (
 	MutationRoughStop    Mutation = "an agent stops a task that is wanted"
 	MutationClinging     Mutation = "an agent keeps what managers took off it"
 	MutationKnowing      Mutation = "an agent says that it knows an update which it lost"
+	MutationUnprepared   Mutation = "a node says that it has an image and does not"
 	MutationForgetful    Mutation = "a node's record forgets how far tasks came"
 )
 

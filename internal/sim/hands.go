@@ -96,6 +96,34 @@ func kind(s *spec.Service) string {
 	return k
 }
 
+// absent reports whether the registry does not have an image.
+func (n *node) absent(image string) bool { return strings.HasPrefix(image, "absent:") && n.w.busy }
+
+// Prepare implements agent.Hands.
+func (h *hands) Prepare(want agentapi.ImageWant) func() {
+	n, w, over := h.node, h.node.w, false
+	pull := w.between(5*time.Millisecond, 300*time.Millisecond)
+	if w.chance(0.2) {
+		pull += w.between(0, 15*time.Second)
+	}
+	w.after(pull, n.name+" has prepared", func() {
+		r := agent.ImageResult{Want: want}
+		switch {
+		case over || !n.alive(h.life):
+			return
+		case w.cfg.Mutation == MutationUnprepared:
+		case w.chance(0.2):
+			r.Err = errTransient
+		case n.absent(want.Image):
+			r.Err = &agent.RejectError{Reason: "the registry does not have the image"}
+		default:
+			n.images[want.Image] = true
+		}
+		h.done(0, "tells of an image", func(l *agent.Loop) { l.ImagePrepared(r, w.now) })
+	})
+	return func() { over = true }
+}
+
 // start pulls, attaches and starts; it can be broken off until the container runs.
 func (h *hands) start(want *agentapi.Assignment, r agent.Result) func() {
 	n, w, over := h.node, h.node.w, false
@@ -118,9 +146,12 @@ func (h *hands) start(want *agentapi.Assignment, r agent.Result) func() {
 			end(0, &agent.PullError{Err: errTransient})
 		case w.chance(0.04) || kind(want.Spec) == "flaky" && w.busy && w.rng.IntN(3) == 0:
 			end(0, errTransient)
+		case n.absent(want.Spec.Image):
+			end(0, &agent.RejectError{Reason: "the registry does not have the image"})
 		case kind(want.Spec) == "reject" && w.busy:
 			end(0, &agent.RejectError{Reason: "the image has no such command"})
 		default:
+			n.images[want.Spec.Image] = true
 			h.attach(want)
 			w.after(w.between(5*time.Millisecond, 60*time.Millisecond), n.name+" started", func() {
 				if over || n.machine != machine {

@@ -30,6 +30,7 @@ func TestMutations(t *testing.T) {
 		{MutationUndrained, []string{"stopped without draining"}},
 		{MutationClinging, []string{"not at rest"}},
 		{MutationKnowing, []string{"not at rest"}},
+		{MutationUnprepared, []string{"to make room for a task whose image"}},
 		{MutationForgetful, []string{"ran before"}},
 		{MutationRoughStop, []string{"gets the stop signal and is wanted"}},
 	} {

@@ -62,6 +62,7 @@ type node struct {
 	attached   map[cluster.ID]netip.Addr
 	balanced   map[cluster.ID]bool // tasks in the load balancers
 	volumes    map[string]bool
+	images     map[string]bool // pulled
 	disk       disk
 	dirty      bool // something here changed since the last check
 }
@@ -77,7 +78,8 @@ func newNode(w *World, i int) *node {
 		},
 		containers: make(map[cluster.ID]*container), attached: make(map[cluster.ID]netip.Addr),
 		balanced: make(map[cluster.ID]bool), volumes: make(map[string]bool),
-		disk: disk{tasks: make(map[cluster.ID]agent.Remembered)},
+		images: make(map[string]bool),
+		disk:   disk{tasks: make(map[cluster.ID]agent.Remembered)},
 	}
 }
 

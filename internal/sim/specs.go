@@ -29,7 +29,7 @@ func (u *users) imageOf(good bool) string {
 	u.image++
 	k := "good"
 	if !good {
-		k = pick(u.w, "crash", "reject", "flaky", "oom", "unready", "sick")
+		k = pick(u.w, "crash", "reject", "flaky", "oom", "unready", "sick", "absent")
 	}
 	return fmt.Sprintf("%s:%d", k, u.image)
 }

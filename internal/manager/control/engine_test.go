@@ -77,7 +77,7 @@ func (w *world) next() (Decision, bool) {
 // work lets engine and nodes act until nothing moves and nothing is due within limit.
 func (w *world) work(limit time.Duration) {
 	w.t.Helper()
-	nodes := &preview{fork: w.st, acting: make(map[cluster.ID]bool)}
+	nodes := &preview{fork: w.st, engine: w.engine, acting: make(map[cluster.ID]bool)}
 	changes := w.st.Changes(0, store.Filter{Kinds: []cluster.Kind{cluster.KindTask}})
 	defer changes.Close()
 	for end := w.now.Add(limit); ; {
@@ -90,7 +90,16 @@ func (w *world) work(limit time.Duration) {
 		if err != nil {
 			w.t.Fatal(err)
 		}
-		if moved {
+		got := false
+		for st := range store.All[*cluster.Stack](w.st.Snapshot()) {
+			nodes.stack = st.ID
+			had, err := nodes.images()
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			got = got || had
+		}
+		if moved || got {
 			continue
 		}
 		at := w.engine.WakeAt()

@@ -18,7 +18,8 @@ type Session struct {
 	sent    map[cluster.ID]sentTask
 	network uint64 // generation of the network view
 	config  agentapi.NodeConfig
-	volumes map[cluster.ID]bool // told to remove, and not gone yet
+	images  []agentapi.ImageWant // told to have for rollouts
+	volumes map[cluster.ID]bool  // told to remove, and not gone yet
 	greeted bool
 	// before is the node's last session, for the first fill to go on from when the agent knows all that it was sent by it.
 	before *Session
@@ -227,6 +228,9 @@ func merge(old *agentapi.Update, u agentapi.Update) {
 	}
 	if u.Node != nil {
 		old.Node = u.Node
+	}
+	if u.Prepare != nil {
+		old.Prepare = u.Prepare
 	}
 	old.RemoveVolumes = append(old.RemoveVolumes, u.RemoveVolumes...)
 }

@@ -56,12 +56,16 @@ func TestStandInIsTakenOver(t *testing.T) {
 
 func TestStandInIsRefusedWhenItsPlaceIsNotItsNodes(t *testing.T) {
 	for name, change := range map[string]func(w *world, task *cluster.Task, svc *cluster.Service){
-		"given up":         func(_ *world, task *cluster.Task, _ *cluster.Service) { task.Observed = cluster.ObservedLost },
-		"told to go":       func(_ *world, task *cluster.Task, _ *cluster.Service) { task.Desired = cluster.DesiredDrain },
-		"of another node":  func(_ *world, task *cluster.Task, _ *cluster.Service) { task.Node = id('n', 2) },
-		"scaled down":      func(_ *world, _ *cluster.Task, svc *cluster.Service) { svc.Replicas = 0 },
-		"service goes":     func(_ *world, _ *cluster.Task, svc *cluster.Service) { svc.Removing = true },
-		"another has it":   func(w *world, _ *cluster.Task, _ *cluster.Service) { other := w.task(2, 2); other.Slot = 1; w.put(other) },
+		"given up":        func(_ *world, task *cluster.Task, _ *cluster.Service) { task.Observed = cluster.ObservedLost },
+		"told to go":      func(_ *world, task *cluster.Task, _ *cluster.Service) { task.Desired = cluster.DesiredDrain },
+		"of another node": func(_ *world, task *cluster.Task, _ *cluster.Service) { task.Node = id('n', 2) },
+		"scaled down":     func(_ *world, _ *cluster.Task, svc *cluster.Service) { svc.Replicas = 0 },
+		"service goes":    func(_ *world, _ *cluster.Task, svc *cluster.Service) { svc.Removing = true },
+		"another has it": func(w *world, _ *cluster.Task, _ *cluster.Service) {
+			other := w.task(2, 2)
+			other.Slot = 1
+			w.put(other)
+		},
 		"not known at all": nil,
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -30,6 +30,10 @@ type view struct {
 	built      uint64 // generation that state shows
 	state      *agentapi.NetworkState
 
+	// rolling are the services that are not as wanted; images is what the nodes are to have for them.
+	rolling map[cluster.ID]bool
+	images  map[cluster.ID][]agentapi.ImageWant
+
 	// removing are the volumes that are to go.
 	removing []*cluster.Volume
 
@@ -42,7 +46,7 @@ type view struct {
 }
 
 func newView(o Opener, log *slog.Logger) *view {
-	return &view{opener: o, log: log, places: make(map[cluster.ID]place), generation: 1}
+	return &view{opener: o, log: log, places: make(map[cluster.ID]place), rolling: make(map[cluster.ID]bool), generation: 1}
 }
 
 // merge takes what changed in the store.
@@ -51,6 +55,7 @@ func (v *view) merge(d store.Delta) {
 	v.touched, v.all = make(map[cluster.ID][]cluster.ID), d.Full
 	if d.Full {
 		clear(v.places)
+		clear(v.rolling)
 		v.generation++
 	}
 	for _, o := range d.Changed {
@@ -60,6 +65,7 @@ func (v *view) merge(d store.Delta) {
 			v.move(o.ID, place{node: o.Node, live: o.Live() && o.Address.IsValid(), endpoint: o.Endpoint()})
 		case *cluster.Service:
 			v.serviceChanged(o)
+			v.roll(o)
 		case *cluster.Network:
 			v.generation++
 		}
@@ -73,10 +79,12 @@ func (v *view) merge(d store.Delta) {
 			v.move(r.ID, place{})
 			delete(v.places, r.ID)
 		case cluster.KindService, cluster.KindNetwork:
+			delete(v.rolling, r.ID)
 			v.generation++
 		}
 	}
 	v.findRemoving()
+	v.findImages()
 }
 
 // findRemoving looks through the volumes once for all sessions.
@@ -136,8 +144,12 @@ func (v *view) fill(s *Session) {
 		u.Node, s.config = &c, c
 	}
 	v.removeVolumes(s, &u)
+	if want := v.images[s.node]; first || !slices.EqualFunc(want, s.images, sameImage) {
+		s.images, u.Prepare = want, &agentapi.Preparation{Images: want}
+	}
 	u.Removed = append(u.Removed, s.takeRefused()...)
-	empty := !first && len(u.Assignments) == 0 && len(u.Removed) == 0 && u.Network == nil && u.Node == nil && len(u.RemoveVolumes) == 0
+	empty := !first && len(u.Assignments) == 0 && len(u.Removed) == 0 && u.Network == nil && u.Node == nil && len(u.RemoveVolumes) == 0 &&
+		u.Prepare == nil
 	s.mu.Lock()
 	s.greeted = true
 	s.mu.Unlock()

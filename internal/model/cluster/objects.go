@@ -56,6 +56,17 @@ type Node struct {
 	Description  NodeDescription   `json:"description"`
 	Address      netip.Addr        `json:"address,omitzero"` // how other nodes reach it
 	Subnet       netip.Prefix      `json:"subnet,omitzero"`  // its tasks' addresses
+	// Prepared is what the node says of the images that rollouts wait for.
+	Prepared []Prepared `json:"prepared,omitempty"`
+}
+
+// Prepared is how far a node has come with an image that a rollout needs there before it stops anything.
+type Prepared struct {
+	Revision ID        `json:"revision"`
+	Since    time.Time `json:"since"`             // the rollout's start
+	Present  bool      `json:"present,omitempty"` // pulled as the revision's policy wants
+	Rejected bool      `json:"rejected,omitempty"`
+	Reason   string    `json:"reason,omitempty"` // what the last try came to
 }
 
 // Kind implements Object.
@@ -66,6 +77,7 @@ func (n *Node) Clone() Object {
 	c := *n
 	c.Labels = maps.Clone(n.Labels)
 	c.Description.Images = slices.Clone(n.Description.Images)
+	c.Prepared = slices.Clone(n.Prepared)
 	return &c
 }
 

@@ -60,6 +60,7 @@ type Agent struct {
 	removed  chan string // volumes that are gone
 	cut      chan struct{}
 	recorded chan error
+	prepared chan ImageResult
 }
 
 // New makes an agent; Run starts it.
@@ -77,6 +78,7 @@ func New(cfg Config) *Agent {
 		removed:  make(chan string),
 		cut:      make(chan struct{}),
 		recorded: make(chan error),
+		prepared: make(chan ImageResult),
 	}
 	a.loop = NewLoop(nil, cfg.Log)
 	return a
@@ -119,6 +121,8 @@ func (a *Agent) Run(ctx context.Context) error {
 			l.Killed(id)
 		case <-a.cut:
 			l.Cut(time.Now())
+		case r := <-a.prepared:
+			l.ImagePrepared(r, time.Now())
 		case err := <-a.recorded:
 			l.Recorded(err, time.Now())
 		case name := <-a.removed:

@@ -32,6 +32,8 @@ type Hands interface {
 	RemoveVolume(name string)
 	// Look makes a fresh observation, then See.
 	Look()
+	// Prepare pulls an image for a rollout, then ImagePrepared. The returned function breaks it off.
+	Prepare(w agentapi.ImageWant) (cancel func())
 	// Record saves a change durably, then Recorded. There is no second one before that.
 	Record(c Change)
 }
@@ -122,6 +124,7 @@ type Loop struct {
 	memory   *Memory   // of an earlier agent; nil: none
 	recalled bool      // the network is as the record had it
 	rec      recording
+	images   map[imageKey]*wantedImage // that rollouts wait for
 }
 
 // NewLoop makes a loop that knows nothing.
@@ -170,6 +173,9 @@ func (l *Loop) Take(u agentapi.Update) {
 		if _, known := l.volumes[name]; !known {
 			l.volumes[name] = false // Step begins with it once nothing uses it
 		}
+	}
+	if u.Prepare != nil {
+		l.takeImages(u.Prepare.Images)
 	}
 	l.synced, l.linked = l.synced || u.Full, true
 	l.rec.network = l.rec.network || u.Node != nil || u.Network != nil
@@ -316,7 +322,7 @@ func (l *Loop) Step(now time.Time) time.Duration {
 		l.record(now)
 	}
 	l.removeVolumes()
-	next := min(l.standIns(now), l.untilAlone(now))
+	next := min(l.standIns(now), l.untilAlone(now), l.getImages(now))
 	for _, t := range l.sorted() {
 		l.probe(t)
 		next = min(next, l.drain(t, now))
@@ -379,6 +385,7 @@ func (l *Loop) act(t *task, action Action, now time.Time) {
 		l.rec.gone = append(l.rec.gone, t.id)
 		l.outbox.forget(t.id)
 	}
+	action.Refreshed = action.Kind == ActStart && l.refreshed(t.want.Task.Revision)
 	t.cancel = l.hands.Act(t.id, t.want, action)
 }
 

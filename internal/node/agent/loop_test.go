@@ -14,12 +14,13 @@ import (
 
 // recorder are hands that only note what they are told.
 type recorder struct {
-	acts    []Action
-	network []NetworkWork
-	volumes []string
-	changes []Change
-	done    struct{ acts, network int } // by settle
-	loop    *Loop                       // when set, everything is recorded at once
+	acts          []Action
+	network       []NetworkWork
+	volumes       []string
+	changes       []Change
+	pulls, broken []agentapi.ImageWant
+	done          struct{ acts, network int } // by settle
+	loop          *Loop                       // when set, everything is recorded at once
 }
 
 var _ Hands = (*recorder)(nil)
@@ -33,6 +34,10 @@ func (r *recorder) Count(cluster.ID, netip.Addr) {}
 func (r *recorder) FollowNetwork(w NetworkWork)  { r.network = append(r.network, w) }
 func (r *recorder) RemoveVolume(name string)     { r.volumes = append(r.volumes, name) }
 func (r *recorder) Look()                        {}
+func (r *recorder) Prepare(w agentapi.ImageWant) func() {
+	r.pulls = append(r.pulls, w)
+	return func() { r.broken = append(r.broken, w) }
+}
 func (r *recorder) Record(c Change) {
 	r.changes = append(r.changes, c)
 	if r.loop != nil {

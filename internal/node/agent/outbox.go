@@ -22,6 +22,8 @@ type Outbox struct {
 	stands   map[cluster.ID]*stand
 	volumes  []string
 	notes    []agentapi.Note
+	images   *agentapi.PreparedImages // to be reported
+	last     *agentapi.PreparedImages // reported last, for a new session
 	desc     *cluster.NodeDescription
 	lastDesc cluster.NodeDescription
 	applied  cluster.Version
@@ -75,6 +77,14 @@ func (o *Outbox) stand(root cluster.Status, s agentapi.StandIn) {
 	o.change(func() { o.stands[root.Task] = &stand{StandIn: s} })
 }
 
+// prepared notes how every wanted image is.
+func (o *Outbox) prepared(list []cluster.Prepared) {
+	o.change(func() {
+		o.last = &agentapi.PreparedImages{Images: list}
+		o.images = o.last
+	})
+}
+
 // settle makes the two reported each by itself, if the second still stands in for the first.
 func (o *Outbox) settle(root, id cluster.ID) {
 	o.change(func() {
@@ -126,7 +136,7 @@ func (o *Outbox) Resend() {
 		for _, s := range o.stands {
 			s.told = false
 		}
-		o.sent = 0
+		o.sent, o.images = 0, o.last
 	})
 }
 
@@ -156,7 +166,7 @@ func (o *Outbox) next(ctx context.Context) (agentapi.Report, bool) {
 func (o *Outbox) Collect() (agentapi.Report, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	r := agentapi.Report{Applied: o.applied, VolumesRemoved: o.volumes, Notes: o.notes, Description: o.desc}
+	r := agentapi.Report{Applied: o.applied, VolumesRemoved: o.volumes, Notes: o.notes, Description: o.desc, Prepared: o.images}
 	for id, s := range o.tasks {
 		if o.stands[id] == nil {
 			r.Tasks = append(r.Tasks, s)
@@ -172,7 +182,7 @@ func (o *Outbox) Collect() (agentapi.Report, bool) {
 	slices.SortFunc(r.StandIns, func(a, b agentapi.StandIn) int { return slices.Compare(a.For.Task[:], b.For.Task[:]) })
 	empty := r.Empty() && o.sent == o.applied
 	clear(o.tasks)
-	o.volumes, o.notes, o.desc, o.sent = nil, nil, nil, o.applied
+	o.volumes, o.notes, o.desc, o.images, o.sent = nil, nil, nil, nil, o.applied
 	return r, !empty
 }
 
@@ -197,6 +207,9 @@ func (o *Outbox) PutBack(r agentapi.Report) {
 		o.notes = append(r.Notes, o.notes...)
 		if o.desc == nil {
 			o.desc = r.Description
+		}
+		if r.Prepared != nil {
+			o.images = o.last
 		}
 	})
 }

@@ -28,6 +28,8 @@ type Action struct {
 	Task   cluster.ID
 	Grace  time.Duration  // ActStop
 	Status cluster.Status // ActMark
+	// Refreshed is true with ActStart when the image was asked for a moment ago, and need not be again.
+	Refreshed bool
 }
 
 // Local is what the agent itself remembers of a task between two steps.

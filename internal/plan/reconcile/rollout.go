@@ -197,6 +197,9 @@ func (p *planner) choose(candidates []*slot) {
 		if !p.usable(s) {
 			p.wait("%s: its node takes no new tasks", p.title(s))
 		}
+		if waits, _ := p.unprepared(s); waits != "" {
+			p.wait("%s", waits)
+		}
 	}
 	if p.hold {
 		if len(candidates) > 0 {
@@ -221,6 +224,9 @@ func (p *planner) choose(candidates []*slot) {
 			return
 		}
 		if !p.usable(s) {
+			continue
+		}
+		if waits, _ := p.unprepared(s); waits != "" {
 			continue
 		}
 		s.target, s.moving = p.svc.Revision, true
@@ -317,6 +323,9 @@ func (p *planner) excess(wanted int) bool {
 func (p *planner) failed(s *slot) (bool, string) {
 	if p.initial() {
 		return p.failedFirst(s)
+	}
+	if why, failed := p.unprepared(s); failed {
+		return true, why
 	}
 	old := slices.ContainsFunc(s.tasks, func(t *cluster.Task) bool { return running(t) && !p.current(t) })
 	for _, t := range s.tasks {

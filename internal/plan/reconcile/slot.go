@@ -126,6 +126,9 @@ func (p *planner) stopFirst(s *slot) bool {
 	return sp.Update.Order == spec.StopFirst
 }
 
+// makesRoom is why a task goes before its successor is made.
+const makesRoom = "its slot gets a new task, stop-first"
+
 // refill gives the slot a new task if its past, its policy and the order of replacement allow.
 func (p *planner) refill(s *slot) {
 	past := p.past(s)
@@ -160,8 +163,12 @@ func (p *planner) refill(s *slot) {
 		return
 	}
 	if p.stopFirst(s) {
+		if waits, _ := p.unprepared(s); waits != "" && s.moving {
+			p.wait("%s", waits)
+			return
+		}
 		for _, t := range s.other {
-			p.leave(s, t, "its slot gets a new task, stop-first")
+			p.leave(s, t, makesRoom)
 		}
 		p.classify(s)
 	}

@@ -140,8 +140,30 @@ type Update struct {
 	Network *NetworkState `json:"network,omitempty"`
 	// RemoveVolumes are volumes to delete on this node; the agent reports each in VolumesRemoved.
 	RemoveVolumes []string `json:"removeVolumes,omitempty"`
+	// Prepare are all the images that the node is to have for rollouts; nil when unchanged.
+	Prepare *Preparation `json:"prepare,omitempty"`
 	// Node carries the subnet and the pools that the node's network is to use; nil when unchanged.
 	Node *NodeConfig `json:"node,omitempty"`
+}
+
+// Preparation is all that a node is to have ready before a rollout stops anything on it. The agent says what came of each in
+// Report.Prepared.
+type Preparation struct {
+	Images []ImageWant `json:"images,omitempty"`
+}
+
+// ImageWant is an image to have on the node. Each Since is a want of its own: with policy always the image is asked for anew.
+type ImageWant struct {
+	Revision cluster.ID      `json:"revision"`
+	Since    time.Time       `json:"since"`
+	Image    string          `json:"image"`
+	Policy   spec.PullPolicy `json:"policy,omitempty"`
+	Auth     *RegistryAuth   `json:"auth,omitempty"`
+}
+
+// PreparedImages is what came of each image of the last Preparation.
+type PreparedImages struct {
+	Images []cluster.Prepared `json:"images,omitempty"`
 }
 
 // NodeConfig is what a node must know of itself. It stays comparable.
@@ -175,11 +197,13 @@ type Report struct {
 	Description    *cluster.NodeDescription `json:"description,omitempty"` // when it changed
 	Notes          []Note                   `json:"notes,omitempty"`
 	StandIns       []StandIn                `json:"standIns,omitempty"`
+	Prepared       *PreparedImages          `json:"prepared,omitempty"` // when it changed
 }
 
 // Empty reports whether there is nothing in it that a manager has to write.
 func (r *Report) Empty() bool {
-	return len(r.Tasks) == 0 && len(r.VolumesRemoved) == 0 && len(r.Notes) == 0 && r.Description == nil && len(r.StandIns) == 0
+	return len(r.Tasks) == 0 && len(r.VolumesRemoved) == 0 && len(r.Notes) == 0 && r.Description == nil && len(r.StandIns) == 0 &&
+		r.Prepared == nil
 }
 
 // Note is something that a user should see and that changes no state: it becomes an Event.
