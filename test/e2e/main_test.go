@@ -33,6 +33,9 @@ func TestMain(m *testing.M) {
 	if mode := os.Getenv(clientEnv); mode != "" {
 		os.Exit(clientMain(mode))
 	}
+	if spec := os.Getenv(registryEnv); spec != "" {
+		os.Exit(registryMain(spec))
+	}
 	if dir := os.Getenv(nodeEnv); dir != "" {
 		os.Exit(nodeMain(dir))
 	}

@@ -130,7 +130,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 // Watched is what a cursor for Follow must see.
 func Watched() store.Filter {
 	return store.Filter{Kinds: []cluster.Kind{
-		cluster.KindTask, cluster.KindService, cluster.KindNetwork, cluster.KindVolume, cluster.KindNode, cluster.KindSettings,
+		cluster.KindTask, cluster.KindService, cluster.KindNetwork, cluster.KindVolume, cluster.KindNode, cluster.KindSettings, cluster.KindRegistry,
 	}}
 }
 

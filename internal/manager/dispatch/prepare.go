@@ -8,6 +8,7 @@ import (
 	"baton/internal/manager/stacks"
 	"baton/internal/manager/store"
 	"baton/internal/model/cluster"
+	"baton/internal/model/spec"
 	"baton/internal/plan/reconcile"
 	"baton/internal/wire/agentapi"
 )
@@ -49,10 +50,24 @@ func (v *view) findImages() {
 			}
 			s := &in.Revisions[want.Revision].Spec
 			v.images[want.Node] = append(v.images[want.Node], agentapi.ImageWant{
-				Revision: want.Revision, Since: want.Since, Image: s.Image, Policy: s.Pull,
+				Revision: want.Revision, Since: want.Since, Image: s.Image, Policy: s.Pull, Auth: v.auth(s.Image),
 			})
 		}
 	}
+}
+
+// auth finds the credentials for the registry of an image; nil: none are stored, or they cannot be opened.
+func (v *view) auth(image string) *agentapi.RegistryAuth {
+	r, ok := v.snap.RegistryByHost(spec.RegistryHost(image))
+	if !ok {
+		return nil
+	}
+	password, err := v.opener.Open(r.Sealed, cluster.KindRegistry, r.ID)
+	if err != nil {
+		v.log.Error("registry credentials cannot be opened; log in again", "registry", r.Host, "err", err)
+		return nil
+	}
+	return &agentapi.RegistryAuth{Host: r.Host, Username: r.Username, Password: string(password)}
 }
 
 func sameImage(a, b agentapi.ImageWant) bool {

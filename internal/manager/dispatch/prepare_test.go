@@ -88,3 +88,38 @@ func TestWhatCameOfImagesIsStoredOnce(t *testing.T) {
 		t.Errorf("events %v, want one for each that is news", count)
 	}
 }
+
+func TestCredentialsGoOnlyWithWhatIsToBePulled(t *testing.T) {
+	w := newWorld(t)
+	w.rolling()
+	w.put(
+		&cluster.Registry{Meta: cluster.Meta{ID: id('g', 1)}, Host: "docker.io", Username: "me", Sealed: []byte("hunter2")},
+		&cluster.Registry{Meta: cluster.Meta{ID: id('g', 2)}, Host: "other.example", Username: "me", Sealed: []byte("else")},
+	)
+	leaving := w.task(3, 1)
+	leaving.Desired = cluster.DesiredStop
+	fresh := w.task(4, 1)
+	fresh.Revision = id('r', 2)
+	w.put(leaving, fresh)
+	s := w.connect(1)
+	u, _ := s.Poll()
+	for _, a := range u.Assignments {
+		if a.Task.ID == leaving.ID && a.Auth != nil {
+			t.Error("a task that is to stop brings credentials")
+		}
+		if a.Task.ID == fresh.ID && (a.Auth == nil || a.Auth.Password != "hunter2" || a.Auth.Host != "docker.io") {
+			t.Errorf("a task to be started brings %v", a.Auth)
+		}
+	}
+	if im := u.Prepare.Images; len(im) != 1 || im[0].Auth == nil || im[0].Auth.Password != "hunter2" {
+		t.Errorf("images %+v, want the credentials of their registry", im)
+	}
+	r, _ := w.st.Snapshot().RegistryByHost("docker.io")
+	r = cluster.Copy(r)
+	r.Sealed = []byte("hunter3")
+	w.put(r)
+	w.follow()
+	if u, _ := s.Poll(); u.Prepare == nil || u.Prepare.Images[0].Auth.Password != "hunter3" {
+		t.Errorf("after another login: told %+v", u.Prepare)
+	}
+}

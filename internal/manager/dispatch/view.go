@@ -256,6 +256,7 @@ func (v *view) assignment(t *cluster.Task) (agentapi.Assignment, error) {
 	if t.Observed.Terminal() || t.Desired >= cluster.DesiredStop {
 		return a, nil // it needs its files no more
 	}
+	a.Auth = v.auth(rev.Spec.Image)
 	for _, ref := range rev.Spec.Secrets {
 		s, ok := store.Get[*cluster.Secret](v.snap, rev.Secrets[ref.Source])
 		if !ok {

@@ -95,10 +95,11 @@ const (
 	KindConfig
 	KindEvent
 	KindSettings
-	KindMax = KindSettings
+	KindRegistry
+	KindMax = KindRegistry
 )
 
-var kindNames = [...]string{"", "node", "stack", "release", "service", "revision", "task", "network", "volume", "secret", "config", "event", "settings"}
+var kindNames = [...]string{"", "node", "stack", "release", "service", "revision", "task", "network", "volume", "secret", "config", "event", "settings", "registry"}
 
 func (k Kind) String() string {
 	if int(k) < len(kindNames) {
@@ -152,6 +153,8 @@ func New(k Kind) Object {
 		return new(Event)
 	case KindSettings:
 		return new(Settings)
+	case KindRegistry:
+		return new(Registry)
 	}
 	return nil
 }

@@ -298,6 +298,21 @@ func (*Config) Kind() Kind { return KindConfig }
 // Clone implements Object.
 func (c *Config) Clone() Object { d := *c; return &d }
 
+// Registry is the credentials for one image registry; the password is encrypted at rest and never shown by the API.
+type Registry struct {
+	Meta
+	Host     string    `json:"host"` // as in image names: "docker.io", "registry.example:5000"
+	Username string    `json:"username"`
+	Sealed   []byte    `json:"-" cbor:"sealed"`
+	Updated  time.Time `json:"updated"`
+}
+
+// Kind implements Object.
+func (*Registry) Kind() Kind { return KindRegistry }
+
+// Clone implements Object.
+func (r *Registry) Clone() Object { c := *r; return &c }
+
 // Event records a decision or a change with its reason. Events are linked by ids, so that `why` can follow them from a
 // release to a service to a task to a node.
 type Event struct {

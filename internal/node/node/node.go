@@ -66,7 +66,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	n.runtime, err = runtime.New(ctx, runtime.Config{
 		DataDir: cfg.Dir, Containerd: paths.Containerd, Shim: paths.Shim, Runc: paths.Runc,
 		Images: func(c *containerd.Client) runtime.Images {
-			n.images = image.New(image.Config{Client: c, Log: cfg.Logger})
+			n.images = image.New(image.Config{Client: c, Auth: credentials, Log: cfg.Logger})
 			return n.images
 		},
 		Log: cfg.Logger, Note: n.note,
@@ -88,6 +88,12 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, errors.Join(err, n.Close(ctx))
 	}
 	return n, nil
+}
+
+// credentials are those that came with the task or the rollout that an image is pulled for.
+func credentials(ctx context.Context, host string) (image.Auth, bool) {
+	a, ok := agent.Auth(ctx, host)
+	return image.Auth{ServerAddress: a.Host, Username: a.Username, Password: a.Password}, ok
 }
 
 // NetworkConfig says which network is this node's.

@@ -22,6 +22,7 @@ type ImageWant struct {
 // Images lists what nodes must have before a stop-first rollout may stop what they run: a slow or failing pull would be an
 // outage otherwise. It looks at what is stored, and needs Service, Revisions, Tasks and Exclusive of the input only.
 func Images(in Input) []ImageWant {
+	in.Now = in.Service.Rollout.Started // an asked restart counts from when its rollout began
 	p := newPlanner(in)
 	if !p.preparing() {
 		return nil

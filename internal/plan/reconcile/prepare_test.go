@@ -117,6 +117,11 @@ func TestPulledForAnEarlierRolloutDoesNotCount(t *testing.T) {
 	if p := w.plan(t); len(p.Stop) != 0 {
 		t.Fatalf("got %+v, want the image asked for anew before the restart", p)
 	}
+	asked := w.in
+	asked.Now = time.Time{} // who tells the nodes needs no clock
+	if want := Images(asked); len(want) != 1 || !want[0].Since.Equal(w.in.Now) {
+		t.Fatalf("images %+v, want it for the restart", want)
+	}
 	w.prepare(cluster.Prepared{Present: true})
 	if p := w.plan(t); len(p.Stop) != 1 {
 		t.Errorf("got %+v, want the restart", p)
