@@ -42,7 +42,13 @@ func (h *hands) done(d time.Duration, name string, f func(l *agent.Loop)) {
 }
 
 func (h *hands) finish(d time.Duration, r agent.Result) {
-	h.done(d, "finishes "+string(r.Kind), func(l *agent.Loop) { l.Finish(r, h.node.w.now) })
+	h.done(d, "finishes "+string(r.Kind), func(l *agent.Loop) {
+		if f := h.node.finished; f != nil {
+			f(r)
+			return
+		}
+		l.Finish(r, h.node.w.now)
+	})
 }
 
 // Act implements agent.Hands.
@@ -119,7 +125,13 @@ func (h *hands) Prepare(want agentapi.ImageWant) func() {
 		default:
 			n.images[want.Image] = true
 		}
-		h.done(0, "tells of an image", func(l *agent.Loop) { l.ImagePrepared(r, w.now) })
+		h.done(0, "tells of an image", func(l *agent.Loop) {
+			if n.pulled != nil {
+				n.pulled(r)
+				return
+			}
+			l.ImagePrepared(r, w.now)
+		})
 	})
 	return func() { over = true }
 }
@@ -170,8 +182,8 @@ func (h *hands) start(want *agentapi.Assignment, r agent.Result) func() {
 // run makes the container run, and end when its image is of that kind.
 func (n *node) run(want *agentapi.Assignment) {
 	w, id := n.w, want.Task.ID
-	if c := n.containers[id]; c != nil && c.state == agent.ContainerRunning {
-		return
+	if n.containers[id] != nil {
+		return // it runs, or has ended: then it does not run again
 	}
 	c := &container{as: want, state: agent.ContainerRunning, since: w.now}
 	n.containers[id] = c
@@ -198,6 +210,8 @@ func (n *node) run(want *agentapi.Assignment) {
 	case !w.busy && k != "job": // in peace everything works
 	case k == "crash":
 		n.exit(c, id, w.between(50*time.Millisecond, 2*time.Second), cluster.Exit{Code: 1})
+	case k == "three":
+		n.exit(c, id, w.between(100*time.Millisecond, 3*time.Second), cluster.Exit{Code: 3})
 	case k == "job":
 		n.exit(c, id, w.between(100*time.Millisecond, 3*time.Second), cluster.Exit{})
 	case k == "oom":

@@ -63,8 +63,11 @@ type node struct {
 	balanced   map[cluster.ID]bool // tasks in the load balancers
 	volumes    map[string]bool
 	images     map[string]bool // pulled
-	disk       disk
-	dirty      bool // something here changed since the last check
+	// finished and pulled, when set, hear of the ends of actions and pulls instead of the loop.
+	finished func(agent.Result)
+	pulled   func(agent.ImageResult)
+	disk     disk
+	dirty    bool // something here changed since the last check
 }
 
 func newNode(w *World, i int) *node {
@@ -405,6 +408,20 @@ func (n *node) observe(life int) {
 	})
 }
 
+// list is what there is of containers now.
+func (n *node) list() (list []agent.Observed) {
+	for _, id := range sortedIDs(n.containers) {
+		c := n.containers[id]
+		o := agent.Observed{Task: id, State: c.state, Started: c.since}
+		if c.exit != nil {
+			e := *c.exit
+			o.Exit = &e
+		}
+		list = append(list, o)
+	}
+	return list
+}
+
 // look makes one observation. What it sees may be old when the loop hears of it, but observations come in order.
 func (n *node) look() {
 	if n.loop == nil {
@@ -420,16 +437,7 @@ func (n *node) look() {
 		if !n.alive(life) {
 			return
 		}
-		var list []agent.Observed
-		for _, id := range sortedIDs(n.containers) {
-			c := n.containers[id]
-			o := agent.Observed{Task: id, State: c.state, Started: c.since}
-			if c.exit != nil {
-				e := *c.exit
-				o.Exit = &e
-			}
-			list = append(list, o)
-		}
+		list := n.list()
 		asked := n.w.now
 		n.w.after(n.w.between(0, 5*time.Millisecond), n.name+" sees", func() {
 			if !n.alive(life) {
