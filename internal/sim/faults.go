@@ -34,18 +34,18 @@ func (w *World) fault() {
 			n.crash(w.one(2))
 			n.boot(away)
 		}
+	case 5:
+		w.lead() // a new term at once
+	case 2, 3:
+		w.isolate(n, away)
+	case 4:
+		w.loseLeader(w.between(10*time.Millisecond, 3*time.Second))
 	default: // a machine comes back before any manager does
 		if n.up {
 			w.isolate(n, away+w.between(0, 20*time.Second))
 			n.crash(!w.one(3))
 			n.boot(away / 4)
 		}
-	case 2, 3:
-		w.isolate(n, away)
-	case 4:
-		w.loseLeader(w.between(10*time.Millisecond, 3*time.Second))
-	case 5:
-		w.lead() // a new term at once
 	}
 }
 
