@@ -129,10 +129,13 @@ volumes: {data: {}}
 		return nil
 	})
 	// A crash, while nobody else could do anything about it.
-	pids := m.webs()
-	if len(pids) != 2 {
-		t.Fatalf("%d processes of web", len(pids))
-	}
+	var pids []int
+	eventually(t, time.Minute, "both replicas run", func() error {
+		if pids = m.webs(); len(pids) != 2 {
+			return fmt.Errorf("processes %v", pids)
+		}
+		return nil
+	})
 	if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
