@@ -192,6 +192,22 @@ func (c *Client) ConfigContent(ctx context.Context, stack, name string, number i
 	return get[api.ConfigContent](ctx, c, path("configs", name, "content"), query{}.set("stack", stack).set("number", number))
 }
 
+// Registries lists the image registries with stored credentials.
+func (c *Client) Registries(ctx context.Context) ([]api.Registry, error) {
+	return get[[]api.Registry](ctx, c, path("registries"), nil)
+}
+
+// SetRegistry checks and stores the credentials for an image registry.
+func (c *Client) SetRegistry(ctx context.Context, host string, r api.RegistryRequest) (api.Registry, error) {
+	return send[api.Registry](ctx, c, http.MethodPut, path("registries", host), nil, r)
+}
+
+// RemoveRegistry forgets the credentials for an image registry.
+func (c *Client) RemoveRegistry(ctx context.Context, host string) error {
+	_, err := send[struct{}](ctx, c, http.MethodDelete, path("registries", host), nil, nil)
+	return err
+}
+
 // Volumes lists volumes: of a stack, or all.
 func (c *Client) Volumes(ctx context.Context, stack string) ([]api.Volume, error) {
 	return get[[]api.Volume](ctx, c, path("volumes"), query{}.set("stack", stack))

@@ -128,6 +128,20 @@ type Material struct {
 	UsedBy  []string   `json:"usedBy,omitempty" doc:"services whose wanted revision has this version"`
 }
 
+// Registry is an image registry with stored credentials.
+type Registry struct {
+	Host     string    `json:"host" doc:"as in image names"`
+	Username string    `json:"username"`
+	Updated  time.Time `json:"updated"`
+}
+
+// RegistryRequest is a user name and password for an image registry.
+type RegistryRequest struct {
+	Username  string `json:"username"`
+	Password  string `json:"password" doc:"or an access token; kept encrypted and never shown"`
+	Unchecked bool   `json:"unchecked,omitempty" doc:"store them without asking the registry"`
+}
+
 // SetRequest is a new content of a secret or config.
 type SetRequest struct {
 	Content []byte `json:"content" doc:"at most 512 KiB"`

@@ -12,6 +12,7 @@ import (
 
 	"baton/client"
 	"baton/client/api"
+	"baton/internal/model/cluster"
 )
 
 // waitDefault is how long restart, scale and down wait without --timeout. Deployments need no such limit: theirs end by the
@@ -155,7 +156,7 @@ func (a *app) scale(ctx context.Context, args []string, detach bool) error {
 		}
 		results = append(results, res)
 	}
-	return a.waitServices(ctx, c, results, detach)
+	return a.waitServices(ctx, c, results, detach, false)
 }
 
 func (a *app) restartCmd() *cobra.Command {
@@ -185,7 +186,7 @@ func (a *app) restartCmd() *cobra.Command {
 				}
 				results = append(results, res)
 			}
-			return a.waitServices(ctx, c, results, detach)
+			return a.waitServices(ctx, c, results, detach, true)
 		},
 	}
 	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "do not wait")
@@ -193,20 +194,20 @@ func (a *app) restartCmd() *cobra.Command {
 }
 
 // waitServices waits until each service is as wanted.
-func (a *app) waitServices(ctx context.Context, c *client.Client, results []api.ServiceResult, detach bool) error {
+func (a *app) waitServices(ctx context.Context, c *client.Client, results []api.ServiceResult, detach, restart bool) error {
 	for _, res := range results {
 		if detach {
 			fmt.Fprintf(a.out, "service %s/%s is changing\n", res.Stack, res.Name)
 			continue
 		}
-		if err := a.waitService(ctx, c, res); err != nil {
+		if err := a.waitService(ctx, c, res, restart); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (a *app) waitService(ctx context.Context, c *client.Client, res api.ServiceResult) error {
+func (a *app) waitService(ctx context.Context, c *client.Client, res api.ServiceResult, restart bool) error {
 	last := ""
 	for st, err := range c.WatchStack(ctx, res.Stack) {
 		if err != nil {
@@ -227,6 +228,10 @@ func (a *app) waitService(ctx context.Context, c *client.Client, res api.Service
 			}
 			if svc.Status.Converged {
 				return nil
+			}
+			if restart && (svc.Rollout == cluster.RolloutFailed || svc.Rollout == cluster.RolloutPaused) {
+				return api.Errorf(api.CodeUnavailable, "the restart of service %s did not work; tasks that it had not reached run on: %s", svc.Name, svc.Reason).
+					WithMend("see `baton why %s`, and restart it again", svc.Name)
 			}
 		}
 		if !found {

@@ -39,6 +39,7 @@ func fill(c *testCluster) {
 		&cluster.Revision{Meta: meta(31, 50), Service: id(20), Number: 2, Spec: web, Configs: map[string]cluster.ID{"page": id(60)}},
 		&cluster.Revision{Meta: meta(32, 0), Service: id(21), Number: 1, Spec: db, Volumes: map[string]cluster.ID{"data": id(50)}, Secrets: map[string]cluster.ID{"pw": id(61)}},
 		&cluster.Config{Meta: meta(60, 50), Stack: id(10), Name: "page", Number: 1, Size: 12},
+		&cluster.Registry{Meta: meta(62, 0), Host: "ghcr.io", Username: "me", Sealed: []byte("hunter2"), Updated: base.Add(30 * time.Minute)},
 		&cluster.Secret{Meta: meta(61, 0), Name: "pw", Number: 1, Size: 7},
 		&cluster.Volume{Meta: meta(50, 0), Stack: id(10), Name: "shop_data", Node: id(1)},
 	)
@@ -80,10 +81,10 @@ func TestGolden(t *testing.T) {
 		"ps": "ps", "ps-all": "ps -a", "ps-slot": "ps web/3 -a", "ps-node": "ps n1", "ps-wide": "ps -o wide", "ps-yaml": "ps db -o yaml",
 		"status": "status", "why-service": "why web", "why-slot": "why web/3", "why-stack": "why", "why-json": "why db -o json",
 		"releases": "releases", "release": "releases r2", "node-ls": "node ls", "node-inspect": "node inspect n1",
-		"secret-ls": "secret ls", "cfg-ls": "cfg ls -s shop", "secret-history": "secret history pw", "volume-ls": "volume ls", "image-ls": "image ls",
+		"secret-ls": "secret ls", "cfg-ls": "cfg ls -s shop", "secret-history": "secret history pw", "volume-ls": "volume ls", "image-ls": "image ls", "registry-ls": "registry ls", "registry-json": "registry ls -o json",
 		"logs": "logs web", "logs-stack": "logs --tail 1 -t", "logs-slot": "logs web/2 --no-prefix", "version": "version",
 		"help": "help", "help-up": "help up",
-		"err-service": "ps wbe", "err-volume": "volume rm shop_data -y", "err-release": "releases r9", "err-global": "exec n1 -- sh",
+		"err-service": "ps wbe", "err-volume": "volume rm shop_data -y", "err-release": "releases r9", "err-global": "exec n1 -- sh", "err-login": "registry login ghcr.io -u me", "err-registry": "registry logout team",
 	} {
 		t.Run(name, func(t *testing.T) {
 			out, errOut, code := c.run("", strings.Fields(args)...)

@@ -11,7 +11,7 @@
 //	DIR/manager/      store, log and keys (package manager); on managers
 //	DIR/bin/          the unpacked container runtime (package bundle)
 //	DIR/containerd/ tasks/ logs/  containers (package runtime)
-//	DIR/network/ volumes/ files/  (packages of the same names)
+//	DIR/network/ volumes/ files/ record/  (packages of the same names)
 //
 // Invariants: one process per directory; stopping or killing the process leaves containers running, and the next start
 // finds them; two directories on one machine share nothing.
@@ -147,7 +147,7 @@ func (p *process) run(ctx context.Context) error {
 	if err := releaseStartUp(); err != nil {
 		p.log.Warn("memory of the start is kept", "err", err)
 	}
-	p.log.Info("ready", "data", p.dir, "version", Version, "role", f.Role, "listen", f.listen())
+	p.log.Info("ready", "pid", os.Getpid(), "data", p.dir, "version", Version, "role", f.Role, "listen", f.listen())
 	if p.cfg.Ready != nil {
 		p.cfg.Ready(wing.socket())
 	}

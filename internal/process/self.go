@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"sync"
 
+	"baton/internal/durable"
 	"baton/internal/model/cluster"
 	"baton/internal/wire/agentapi"
 	"baton/internal/wire/transport"
@@ -61,7 +62,7 @@ func (s *self) change(f func(*selfFile)) error {
 	if err != nil {
 		return err
 	}
-	if err := writeDurably(s.path, append(data, '\n')); err != nil {
+	if err := durable.Write(s.path, append(data, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write %s: %w", s.path, err)
 	}
 	s.file = next
@@ -110,27 +111,6 @@ func identify(dir, name string) (*self, error) {
 		return nil, fmt.Errorf("node name %q: want letters, digits, dots and dashes, at most 63; give another --name", name)
 	}
 	return s, s.change(func(f *selfFile) { f.Name = name })
-}
-
-// writeDurably replaces a file; after a power cut it is the old one or the whole new one. A node that forgot who it is would
-// not find its own state any more.
-func writeDurably(path string, data []byte) error {
-	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // portTries is how many ports are tried from the usual one on when several nodes share a machine.

@@ -17,11 +17,13 @@ import (
 //     and ended releases stay as they ended
 //   - a slot gets a task only when its rollout allows one more
 //   - no node is promised away beyond its processors, memory, host ports; no address is given to two live tasks
+//   - a task makes room in its slot only once the image of its successor is on its node
 //   - a task that serves is drained before it is stopped, and stopped only once it is in no load balancer of a connected
 //     node, or the managers waited long enough
 //
 // On the machines, after every step: no task runs on two nodes; a single-writer volume has one writer; no address and no
-// host port of a node is used twice; only tasks that were told to go get the stop signal. On the way to them: only ready tasks
+// host port of a node is used twice; no task that ran is started again; only tasks that were told to go get the stop
+// signal. On the way to them: only ready tasks
 // are endpoints; secrets go only to nodes with tasks that use them; only unused volumes are removed.
 type checker struct {
 	w      *World
@@ -121,12 +123,32 @@ func (c *checker) task(snap store.Snapshot, was, t *cluster.Task) {
 	case was.Desired == cluster.DesiredRun && t.Desired >= cluster.DesiredStop && was.Endpoint() && !t.Observed.Terminal():
 		c.w.fail("task %s serves and is stopped without draining", t.ID.Short())
 	}
+	c.madeRoom(snap, was, t)
 	early := t.StopSince.Sub(t.DrainSince) < ackMax
 	if was.Desired == cluster.DesiredDrain && t.Desired >= cluster.DesiredStop && t.Observed == cluster.ObservedRunning && early {
 		for _, n := range c.w.nodes {
 			if n.serving != nil && !n.broken(n.serving) && n.balanced[t.ID] {
 				c.w.fail("task %s is stopped %s after it began to drain, and %s still balances to it", t.ID.Short(), t.StopSince.Sub(t.DrainSince), n.name)
 			}
+		}
+	}
+}
+
+// madeRoom checks that a task which makes room for a task of a rollout is not stopped before that one's image is there.
+func (c *checker) madeRoom(snap store.Snapshot, was, t *cluster.Task) {
+	svc, ok := store.Get[*cluster.Service](snap, t.Service)
+	if !ok || was.Desired != cluster.DesiredRun || t.Desired == cluster.DesiredRun || t.Observed != cluster.ObservedRunning || t.Reason != "its slot gets a new task, stop-first" {
+		return
+	}
+	old, _ := store.Get[*cluster.Revision](snap, t.Revision)
+	rev, ok := store.Get[*cluster.Revision](snap, svc.Revision)
+	node, up := store.Get[*cluster.Node](snap, t.Node)
+	if !ok || !up || node.State != cluster.NodeReady || node.Availability == cluster.NodeDrain || svc.Rollout.State != cluster.RolloutUpdating || svc.Rollout.From.IsZero() {
+		return
+	}
+	for _, n := range c.w.nodes {
+		if n.id == t.Node && old.Spec.Image != rev.Spec.Image && !n.images[rev.Spec.Image] {
+			c.w.fail("task %s is stopped on %s to make room for a task whose image %s is not there", t.ID.Short(), n.name, rev.Spec.Image)
 		}
 	}
 }
@@ -265,6 +287,9 @@ func (c *checker) machine(n *node) {
 
 // started checks a container that was just started: its volume may be written on another machine.
 func (c *checker) started(n *node, as *agentapi.Assignment) {
+	if t, ok := store.Get[*cluster.Task](c.w.store.Snapshot(), as.Task.ID); ok && t.Observed >= cluster.ObservedRunning {
+		c.w.fail("task %s ran before (%s) and is started again on %s", as.Task.ID.Short(), t.Observed, n.name)
+	}
 	for _, name := range as.Volumes {
 		v, ok := c.w.store.Snapshot().VolumeByName(name)
 		if !ok || !v.SingleWriter {

@@ -28,18 +28,24 @@ func (w *World) fault() {
 	if w.one(2) {
 		away = w.between(2*time.Second, 25*time.Second)
 	}
-	switch w.rng.IntN(6) {
+	switch w.rng.IntN(7) {
 	case 0, 1:
 		if n.up {
 			n.crash(w.one(2))
 			n.boot(away)
 		}
+	case 5:
+		w.lead() // a new term at once
 	case 2, 3:
 		w.isolate(n, away)
 	case 4:
 		w.loseLeader(w.between(10*time.Millisecond, 3*time.Second))
-	default:
-		w.lead() // a new term at once
+	default: // a machine comes back before any manager does
+		if n.up {
+			w.isolate(n, away+w.between(0, 20*time.Second))
+			n.crash(!w.one(3))
+			n.boot(away / 4)
+		}
 	}
 }
 
@@ -54,6 +60,14 @@ func (w *World) isolate(n *node, d time.Duration) {
 		n.quiet()
 	}
 	w.after(d, n.name+" is reachable", func() { n.rejoin() })
+	s, life := n.session, n.life
+	w.after(w.between(2*time.Second, 4*time.Second), n.name+" notices that it is cut off", func() {
+		if s != nil && n.cut && n.session == s && n.alive(life) {
+			n.session = nil // the manager's end stays open: nobody can tell it
+			n.loop.Cut(w.now)
+			n.connect(life, 100*time.Millisecond)
+		}
+	})
 }
 
 func (n *node) rejoin() {
@@ -143,6 +157,10 @@ const (
 	MutationSharedVolume Mutation = "two tasks write to one single-writer volume"
 	MutationUndrained    Mutation = "a serving task is stopped without leaving the load balancers"
 	MutationRoughStop    Mutation = "an agent stops a task that is wanted"
+	MutationClinging     Mutation = "an agent keeps what managers took off it"
+	MutationKnowing      Mutation = "an agent says that it knows an update which it lost"
+	MutationUnprepared   Mutation = "a node says that it has an image and does not"
+	MutationForgetful    Mutation = "a node's record forgets how far tasks came"
 )
 
 // mutateUpdate plants the bugs of what nodes are told.

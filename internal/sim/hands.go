@@ -42,7 +42,13 @@ func (h *hands) done(d time.Duration, name string, f func(l *agent.Loop)) {
 }
 
 func (h *hands) finish(d time.Duration, r agent.Result) {
-	h.done(d, "finishes "+string(r.Kind), func(l *agent.Loop) { l.Finish(r, h.node.w.now) })
+	h.done(d, "finishes "+string(r.Kind), func(l *agent.Loop) {
+		if f := h.node.finished; f != nil {
+			f(r)
+			return
+		}
+		l.Finish(r, h.node.w.now)
+	})
 }
 
 // Act implements agent.Hands.
@@ -96,6 +102,40 @@ func kind(s *spec.Service) string {
 	return k
 }
 
+// absent reports whether the registry does not have an image.
+func (n *node) absent(image string) bool { return strings.HasPrefix(image, "absent:") && n.w.busy }
+
+// Prepare implements agent.Hands.
+func (h *hands) Prepare(want agentapi.ImageWant) func() {
+	n, w, over := h.node, h.node.w, false
+	pull := w.between(5*time.Millisecond, 300*time.Millisecond)
+	if w.chance(0.2) {
+		pull += w.between(0, 15*time.Second)
+	}
+	w.after(pull, n.name+" has prepared", func() {
+		r := agent.ImageResult{Want: want}
+		switch {
+		case over || !n.alive(h.life):
+			return
+		case w.cfg.Mutation == MutationUnprepared:
+		case w.chance(0.2):
+			r.Err = errTransient
+		case n.absent(want.Image):
+			r.Err = &agent.RejectError{Reason: "the registry does not have the image"}
+		default:
+			n.images[want.Image] = true
+		}
+		h.done(0, "tells of an image", func(l *agent.Loop) {
+			if n.pulled != nil {
+				n.pulled(r)
+				return
+			}
+			l.ImagePrepared(r, w.now)
+		})
+	})
+	return func() { over = true }
+}
+
 // start pulls, attaches and starts; it can be broken off until the container runs.
 func (h *hands) start(want *agentapi.Assignment, r agent.Result) func() {
 	n, w, over := h.node, h.node.w, false
@@ -113,14 +153,17 @@ func (h *hands) start(want *agentapi.Assignment, r agent.Result) func() {
 	}
 	w.after(pull, n.name+" pulled", func() {
 		switch {
-		case over || n.machine != machine:
+		case over || n.machine != machine || !n.alive(h.life): // a pull ends with its agent, a container's start may not
 		case w.chance(0.04):
 			end(0, &agent.PullError{Err: errTransient})
 		case w.chance(0.04) || kind(want.Spec) == "flaky" && w.busy && w.rng.IntN(3) == 0:
 			end(0, errTransient)
+		case n.absent(want.Spec.Image):
+			end(0, &agent.RejectError{Reason: "the registry does not have the image"})
 		case kind(want.Spec) == "reject" && w.busy:
 			end(0, &agent.RejectError{Reason: "the image has no such command"})
 		default:
+			n.images[want.Spec.Image] = true
 			h.attach(want)
 			w.after(w.between(5*time.Millisecond, 60*time.Millisecond), n.name+" started", func() {
 				if over || n.machine != machine {
@@ -139,8 +182,8 @@ func (h *hands) start(want *agentapi.Assignment, r agent.Result) func() {
 // run makes the container run, and end when its image is of that kind.
 func (n *node) run(want *agentapi.Assignment) {
 	w, id := n.w, want.Task.ID
-	if c := n.containers[id]; c != nil && c.state == agent.ContainerRunning {
-		return
+	if n.containers[id] != nil {
+		return // it runs, or has ended: then it does not run again
 	}
 	c := &container{as: want, state: agent.ContainerRunning, since: w.now}
 	n.containers[id] = c
@@ -167,6 +210,8 @@ func (n *node) run(want *agentapi.Assignment) {
 	case !w.busy && k != "job": // in peace everything works
 	case k == "crash":
 		n.exit(c, id, w.between(50*time.Millisecond, 2*time.Second), cluster.Exit{Code: 1})
+	case k == "three":
+		n.exit(c, id, w.between(100*time.Millisecond, 3*time.Second), cluster.Exit{Code: 3})
 	case k == "job":
 		n.exit(c, id, w.between(100*time.Millisecond, 3*time.Second), cluster.Exit{})
 	case k == "oom":
@@ -310,6 +355,58 @@ func (h *hands) RemoveVolume(name string) {
 		delete(n.volumes, name)
 		h.done(0, "volume removed", func(l *agent.Loop) { l.VolumeRemoved(name) })
 	})
+}
+
+// Record implements agent.Hands. What is under way when the agent ends may be on disk or not.
+func (h *hands) Record(c agent.Change) {
+	n, w := h.node, h.node.w
+	d := w.between(100*time.Microsecond, 5*time.Millisecond)
+	if w.chance(0.02) {
+		d += w.between(0, 2*time.Second)
+	}
+	var err error
+	if w.chance(0.02) {
+		err = errTransient
+	}
+	w.after(d, n.name+" records", func() {
+		if err == nil && (n.life == h.life || n.life == h.life+1 && w.one(2) && !n.up) {
+			n.disk.save(c, w.cfg.Mutation == MutationForgetful)
+		}
+		h.done(0, "has recorded", func(l *agent.Loop) { l.Recorded(err, w.now) })
+	})
+}
+
+// disk is a node's record; it outlives everything.
+type disk struct {
+	tasks   map[cluster.ID]agent.Remembered
+	node    *agentapi.NodeConfig
+	network *agentapi.NetworkState
+}
+
+func (d *disk) save(c agent.Change, forgetful bool) {
+	for _, id := range c.Gone {
+		delete(d.tasks, id)
+	}
+	for _, t := range c.Tasks {
+		if forgetful {
+			t.Status = cluster.Status{Task: t.Assignment.Task.ID, Observed: cluster.ObservedAssigned}
+		}
+		d.tasks[t.Assignment.Task.ID] = t
+	}
+	if c.Node != nil {
+		d.node = c.Node
+	}
+	if c.Network != nil {
+		d.network = c.Network
+	}
+}
+
+func (d *disk) load() agent.Memory {
+	m := agent.Memory{Node: d.node, Network: d.network}
+	for _, id := range sortedIDs(d.tasks) {
+		m.Tasks = append(m.Tasks, d.tasks[id])
+	}
+	return m
 }
 
 // Look implements agent.Hands.

@@ -47,6 +47,7 @@ type node struct {
 	loop     *agent.Loop
 	session  *dispatch.Session // the agent's end; nil: none
 	serving  *dispatch.Session // the manager's end; nil: none
+	known    cluster.Version   // of the last update that the agent took
 	arrival  time.Time         // of the last update under way: a stream keeps its order
 	underway []parcel
 	sendAt   time.Time // of the last report under way
@@ -61,7 +62,12 @@ type node struct {
 	attached   map[cluster.ID]netip.Addr
 	balanced   map[cluster.ID]bool // tasks in the load balancers
 	volumes    map[string]bool
-	dirty      bool // something here changed since the last check
+	images     map[string]bool // pulled
+	// finished and pulled, when set, hear of the ends of actions and pulls instead of the loop.
+	finished func(agent.Result)
+	pulled   func(agent.ImageResult)
+	disk     disk
+	dirty    bool // something here changed since the last check
 }
 
 func newNode(w *World, i int) *node {
@@ -75,6 +81,8 @@ func newNode(w *World, i int) *node {
 		},
 		containers: make(map[cluster.ID]*container), attached: make(map[cluster.ID]netip.Addr),
 		balanced: make(map[cluster.ID]bool), volumes: make(map[string]bool),
+		images: make(map[string]bool),
+		disk:   disk{tasks: make(map[cluster.ID]agent.Remembered)},
 	}
 }
 
@@ -86,8 +94,10 @@ func (n *node) boot(d time.Duration) {
 		if n.life != life {
 			return
 		}
+		n.known = 0
 		n.up, n.session, n.sending, n.looking, n.lookMore, n.stepAt = true, nil, false, false, false, time.Time{}
 		n.loop = agent.NewLoop(&hands{node: n, life: life}, slog.New(slog.DiscardHandler))
+		n.loop.Recall(n.disk.load())
 		n.look()
 		n.observe(life)
 		n.connect(life, 100*time.Millisecond)
@@ -173,7 +183,7 @@ func (n *node) connect(life int, wait time.Duration) {
 			again()
 			return
 		}
-		s, err := n.w.dispatcher.Connect(context.Background(), agentapi.Hello{Node: n.id, Name: n.name, Description: n.desc})
+		s, err := n.w.dispatcher.Connect(context.Background(), agentapi.Hello{Node: n.id, Name: n.name, Description: n.desc, Known: n.known})
 		if err != nil {
 			n.w.tracef("  %s: %v", n.name, err)
 			again()
@@ -199,6 +209,7 @@ func (n *node) hangUp() {
 		n.serving = nil
 	}
 	n.session = nil
+	n.loop.Cut(n.w.now)
 	n.quiet()
 	n.connect(n.life, 100*time.Millisecond)
 }
@@ -249,6 +260,9 @@ func (n *node) deliver(s *dispatch.Session, u agentapi.Update) {
 		at = n.arrival
 	}
 	n.arrival = at
+	if n.w.cfg.Mutation == MutationKnowing {
+		n.known = u.Version
+	}
 	n.underway = append(n.underway, parcel{session: s, at: at, update: u})
 	n.w.after(at.Sub(n.w.now), n.name+" gets an update", n.receive)
 }
@@ -269,7 +283,13 @@ func (n *node) receive() {
 		case n.session != p.session || n.session == nil:
 		case n.w.cfg.Mutation == MutationDeaf && !u.Full && len(u.Assignments) > 0 && n.w.rng.IntN(4) == 0:
 		default:
+			if n.w.cfg.Mutation == MutationClinging && u.Removed != nil {
+				u.Removed = nil
+			}
 			n.loop.Take(u)
+			if n.w.cfg.Mutation != MutationKnowing {
+				n.known = u.Version
+			}
 			n.kick()
 		}
 	}
@@ -388,6 +408,20 @@ func (n *node) observe(life int) {
 	})
 }
 
+// list is what there is of containers now.
+func (n *node) list() (list []agent.Observed) {
+	for _, id := range sortedIDs(n.containers) {
+		c := n.containers[id]
+		o := agent.Observed{Task: id, State: c.state, Started: c.since}
+		if c.exit != nil {
+			e := *c.exit
+			o.Exit = &e
+		}
+		list = append(list, o)
+	}
+	return list
+}
+
 // look makes one observation. What it sees may be old when the loop hears of it, but observations come in order.
 func (n *node) look() {
 	if n.loop == nil {
@@ -403,16 +437,7 @@ func (n *node) look() {
 		if !n.alive(life) {
 			return
 		}
-		var list []agent.Observed
-		for _, id := range sortedIDs(n.containers) {
-			c := n.containers[id]
-			o := agent.Observed{Task: id, State: c.state, Started: c.since}
-			if c.exit != nil {
-				e := *c.exit
-				o.Exit = &e
-			}
-			list = append(list, o)
-		}
+		list := n.list()
 		asked := n.w.now
 		n.w.after(n.w.between(0, 5*time.Millisecond), n.name+" sees", func() {
 			if !n.alive(life) {

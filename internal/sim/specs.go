@@ -29,7 +29,7 @@ func (u *users) imageOf(good bool) string {
 	u.image++
 	k := "good"
 	if !good {
-		k = pick(u.w, "crash", "reject", "flaky", "oom", "unready", "sick")
+		k = pick(u.w, "crash", "reject", "flaky", "oom", "unready", "sick", "absent")
 	}
 	return fmt.Sprintf("%s:%d", k, u.image)
 }
@@ -37,7 +37,7 @@ func (u *users) imageOf(good bool) string {
 func (u *users) service(s *spec.Stack, i int) {
 	w := u.w
 	v := spec.Service{
-		Name: string(rune('a' + i)), Image: u.imageOf(!w.one(5)), Replicas: w.rng.IntN(replicasMax + 1),
+		Name: string(rune('a' + i)), Image: u.imageOf(!w.one(5)), Pull: pick(w, "", "", spec.PullAlways), Replicas: w.rng.IntN(replicasMax + 1),
 		Restart: spec.RestartPolicy{
 			Condition: pick(w, spec.RestartAny, spec.RestartAny, spec.RestartOnFailure, spec.RestartNone),
 			Delay:     w.between(200*time.Millisecond, 2*time.Second), DelayMax: 8 * time.Second, ResetAfter: 10 * time.Second,

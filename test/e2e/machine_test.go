@@ -196,6 +196,20 @@ func (m *machine) start() {
 	})
 }
 
+// awaitReady waits until the server that was launched last has said that it is ready.
+func (m *machine) awaitReady() {
+	m.t.Helper()
+	pid := fmt.Sprintf("pid=%d", m.server.Process.Pid)
+	eventually(m.t, 30*time.Second, m.name+" is ready", func() error {
+		m.checkAlive()
+		data, err := os.ReadFile(filepath.Join(m.dir, "server.log"))
+		if err == nil && !strings.Contains(string(data), "msg=ready "+"node="+m.name+" "+pid) {
+			err = errors.New("it has not said so")
+		}
+		return err
+	})
+}
+
 // checkAlive fails the test when the server has ended by itself.
 func (m *machine) checkAlive() {
 	m.t.Helper()

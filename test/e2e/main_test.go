@@ -33,6 +33,12 @@ func TestMain(m *testing.M) {
 	if mode := os.Getenv(clientEnv); mode != "" {
 		os.Exit(clientMain(mode))
 	}
+	if spec := os.Getenv(registryEnv); spec != "" {
+		os.Exit(registryMain(spec))
+	}
+	if dir := os.Getenv(nodeEnv); dir != "" {
+		os.Exit(nodeMain(dir))
+	}
 	flag.Parse()
 	if err := prepare(); err != nil {
 		log.Fatal("e2e: ", err)

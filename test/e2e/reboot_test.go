@@ -32,6 +32,7 @@ volumes: {data: {}}
 `), "-y")
 	before := append(m.live("web"), m.live("keeper")...)
 	m.reboot()
+	m.start()
 	eventually(t, time.Minute, "everything runs again", func() error {
 		if web, keeper := m.live("web"), m.live("keeper"); len(web) != 2 || len(keeper) != 1 || !web[0].Ready || !web[1].Ready {
 			return fmt.Errorf("%d and %d run", len(web), len(keeper))
@@ -57,7 +58,7 @@ volumes: {data: {}}
 	}
 }
 
-// reboot ends the machine without a word and starts it again.
+// reboot ends the machine without a word and boots it; nothing is started on it.
 func (m *machine) reboot() {
 	m.t.Helper()
 	containerd := m.containerd()
@@ -85,7 +86,6 @@ func (m *machine) reboot() {
 		makeNamespace(m.t, path)
 	}
 	m.link()
-	m.start()
 }
 
 // runDir is where a containerd keeps what does not outlive a boot: where its configuration lies.

@@ -104,9 +104,15 @@ func (e *Engine) Merge(d store.Delta) error {
 	if err := e.mergePools(d); err != nil {
 		return err
 	}
-	for _, o := range d.Changed {
-		if err := e.changed(o); err != nil {
-			return err
+	// What ended goes first: a stand-in that was taken over has the address and the host ports of its predecessor.
+	for _, ended := range []bool{true, false} {
+		for _, o := range d.Changed {
+			if t, ok := o.(*cluster.Task); (ok && t.Observed.Terminal()) != ended {
+				continue
+			}
+			if err := e.changed(o); err != nil {
+				return err
+			}
 		}
 	}
 	for _, r := range d.Deleted {

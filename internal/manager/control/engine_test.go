@@ -77,7 +77,7 @@ func (w *world) next() (Decision, bool) {
 // work lets engine and nodes act until nothing moves and nothing is due within limit.
 func (w *world) work(limit time.Duration) {
 	w.t.Helper()
-	nodes := &preview{fork: w.st, acting: make(map[cluster.ID]bool)}
+	nodes := &preview{fork: w.st, engine: w.engine, acting: make(map[cluster.ID]bool)}
 	changes := w.st.Changes(0, store.Filter{Kinds: []cluster.Kind{cluster.KindTask}})
 	defer changes.Close()
 	for end := w.now.Add(limit); ; {
@@ -90,7 +90,16 @@ func (w *world) work(limit time.Duration) {
 		if err != nil {
 			w.t.Fatal(err)
 		}
-		if moved {
+		got := false
+		for st := range store.All[*cluster.Stack](w.st.Snapshot()) {
+			nodes.stack = st.ID
+			had, err := nodes.images()
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			got = got || had
+		}
+		if moved || got {
 			continue
 		}
 		at := w.engine.WakeAt()
@@ -413,5 +422,33 @@ func TestEventsAreBounded(t *testing.T) {
 			t.Errorf("the oldest event kept is of %s, want the newest to stay", e.At)
 		}
 		break
+	}
+}
+
+// A node's stand-in takes the address of the task that ended, in one transaction: whichever comes first in the change, the
+// address must not be given away.
+func TestAddressStaysWithTheStandIn(t *testing.T) {
+	for _, heir := range []cluster.ID{{0: 1}, {0: 255, 1: 255}} {
+		for _, first := range []bool{true, false} {
+			w := newWorld(t, 1)
+			w.deploy(spec.Stack{Name: "shop", Services: []spec.Service{{Name: "web", Image: "web:1", Replicas: 1}}})
+			w.work(time.Minute)
+			var old *cluster.Task
+			for o := range store.All[*cluster.Task](w.st.Snapshot()) {
+				old = cluster.Copy(o)
+			}
+			next := cluster.Copy(old)
+			next.Meta, next.Replaces = cluster.Meta{ID: heir, Created: w.now}, old.ID
+			old.Observed, old.Ended = cluster.ObservedFailed, w.now
+			if first {
+				w.put(old, next)
+			} else {
+				w.put(next, old)
+			}
+			w.merge()
+			if err := w.engine.nodes[old.Node].Take(old.Address); err == nil {
+				t.Errorf("address %s of stand-in %s is free", old.Address, heir.Short())
+			}
+		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"baton/client/api"
 	"baton/internal/manager/store"
 	"baton/internal/model/cluster"
+	"baton/internal/plan/reconcile"
 )
 
 const (
@@ -66,7 +67,11 @@ func (p *preview) run() error {
 		if err != nil {
 			return err
 		}
-		if moved {
+		got, err := p.images()
+		if err != nil {
+			return err
+		}
+		if moved || got {
 			continue
 		}
 		wake := p.engine.WakeAt()
@@ -156,6 +161,31 @@ func (p *preview) nodes() (moved bool, err error) {
 		moved = true
 	}
 	return moved, nil
+}
+
+// images lets nodes have at once what rollouts wait for.
+func (p *preview) images() (got bool, err error) {
+	snap := p.fork.Snapshot()
+	for svc := range snap.ServicesByStack(p.stack) {
+		for _, want := range reconcile.Images(p.engine.input(svc, p.now, 0)) {
+			node, ok := store.Get[*cluster.Node](p.fork.Snapshot(), want.Node)
+			have := cluster.Prepared{Revision: want.Revision, Since: want.Since, Present: true}
+			if !ok || slices.ContainsFunc(node.Prepared, func(o cluster.Prepared) bool {
+				return o.Revision == have.Revision && o.Since.Equal(have.Since) && o.Present
+			}) {
+				continue
+			}
+			n := cluster.Copy(node)
+			n.Prepared = append(n.Prepared, have)
+			var txn store.Txn
+			txn.Put(n)
+			if err := p.apply(txn); err != nil {
+				return got, err
+			}
+			got = true
+		}
+	}
+	return got, nil
 }
 
 // next is what a perfect node reports of a task next.

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"baton/internal/manager/stacks"
 	"baton/internal/manager/store"
 	"baton/internal/model/cluster"
 	"baton/internal/model/spec"
@@ -100,7 +101,7 @@ func (e *Engine) input(svc *cluster.Service, now time.Time, acked cluster.Versio
 		revision(t.Revision)
 		if rev := in.Revisions[t.Revision]; rev != nil && !t.Observed.Terminal() {
 			// While a slot goes back to it, or from it to one without the volume, the order is its own.
-			in.Exclusive = in.Exclusive || e.exclusive(rev)
+			in.Exclusive = in.Exclusive || stacks.Exclusive(e.snap, rev)
 		}
 	}
 	if rev := in.Revisions[svc.Revision]; rev != nil {
@@ -108,19 +109,9 @@ func (e *Engine) input(svc *cluster.Service, now time.Time, acked cluster.Versio
 			in.Nodes.Eligible = e.view.Eligible(rev)
 		}
 		in.Blocked = e.blocked(svc, rev)
-		in.Exclusive = in.Exclusive || e.exclusive(rev)
+		in.Exclusive = in.Exclusive || stacks.Exclusive(e.snap, rev)
 	}
 	return in
-}
-
-// exclusive reports whether the revision mounts a single-writer volume.
-func (e *Engine) exclusive(rev *cluster.Revision) bool {
-	for _, id := range rev.Volumes {
-		if v, ok := store.Get[*cluster.Volume](e.snap, id); ok && v.SingleWriter {
-			return true
-		}
-	}
-	return false
 }
 
 // blocked says which depends_on condition is not met yet, or nothing.

@@ -55,6 +55,9 @@ const (
 	reportsMax  = 256 // reports waiting to be written, over all sessions; a session waits when it is full
 	proposeMax  = 64  // transactions of reports under way at once
 	conflictMax = 16  // tries of one report against concurrent writes
+
+	// resumeMax is how long after a session ended the node's next one may go on from what the node knows.
+	resumeMax = 5 * time.Minute
 )
 
 // ErrClosed ends a session: the agent connected anew, or the dispatcher stopped.
@@ -69,13 +72,20 @@ type Dispatcher struct {
 
 	mu       sync.Mutex
 	sessions map[cluster.ID]*Session
-	joined   chan struct{} // a session was added
-	acks     chan struct{} // the acknowledged version may have grown
+	ended    map[cluster.ID]ended // the last one of each node, for its next one to go on from
+	joined   chan struct{}        // a session was added
+	acks     chan struct{}        // the acknowledged version may have grown
 	reports  chan nodeReport
 	stopped  chan struct{}
 	lost     bool // the leader has not been reached for a while: agents are to go elsewhere
 
 	view *view // used by Follow only
+}
+
+// ended is a session that is over.
+type ended struct {
+	session *Session
+	at      time.Time
 }
 
 type nodeReport struct {
@@ -89,6 +99,7 @@ func New(cfg Config) *Dispatcher {
 	return &Dispatcher{
 		cfg:      cfg,
 		sessions: make(map[cluster.ID]*Session),
+		ended:    make(map[cluster.ID]ended),
 		joined:   make(chan struct{}, 1),
 		acks:     make(chan struct{}, 1),
 		reports:  make(chan nodeReport, reportsMax),
@@ -129,7 +140,8 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 // Watched is what a cursor for Follow must see.
 func Watched() store.Filter {
 	return store.Filter{Kinds: []cluster.Kind{
-		cluster.KindTask, cluster.KindService, cluster.KindNetwork, cluster.KindVolume, cluster.KindNode, cluster.KindSettings, cluster.KindAuthority,
+		cluster.KindTask, cluster.KindService, cluster.KindNetwork, cluster.KindVolume, cluster.KindNode, cluster.KindSettings,
+		cluster.KindAuthority, cluster.KindRegistry,
 	}}
 }
 
@@ -177,10 +189,19 @@ func (d *Dispatcher) Connect(ctx context.Context, h agentapi.Hello) (agentapi.Se
 		d.mu.Unlock()
 		return nil, fmt.Errorf("node %s has opened another session since", h.Name)
 	}
-	d.sessions[h.Node] = s
 	d.mu.Unlock()
 	if old != nil {
 		old.end()
+	}
+	d.mu.Lock()
+	if last, ok := d.ended[h.Node]; ok && h.Known > 0 && d.cfg.Now().Sub(last.at) < resumeMax {
+		s.before, s.known = last.session, h.Known
+	}
+	delete(d.ended, h.Node)
+	old, d.sessions[h.Node] = d.sessions[h.Node], s
+	d.mu.Unlock()
+	if old != nil {
+		old.end() // one that connected in between
 	}
 	notify(d.joined)
 	d.acked() // the leader is to hear of it at once
@@ -259,6 +280,7 @@ func (d *Dispatcher) leave(s *Session) {
 	d.mu.Lock()
 	if d.sessions[s.node] == s {
 		delete(d.sessions, s.node)
+		d.ended[s.node] = ended{session: s, at: d.cfg.Now()}
 	}
 	d.mu.Unlock()
 }

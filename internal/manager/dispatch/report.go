@@ -61,7 +61,16 @@ func (d *Dispatcher) split(batch []nodeReport) []writing {
 	var order []cluster.ID
 	status := make(map[cluster.ID]cluster.Status)
 	var work []writing
+	newest := make(map[*Session]*agentapi.PreparedImages)
 	for _, r := range batch {
+		if r.report.Prepared != nil {
+			newest[r.session] = r.report.Prepared
+		}
+	}
+	for _, r := range batch {
+		for _, st := range r.report.StandIns {
+			work = append(work, writing{r.session, func(ctx context.Context) error { return d.takeOver(ctx, r.session, st) }})
+		}
 		for _, s := range r.report.Tasks {
 			if old, ok := status[s.Task]; !ok {
 				order = append(order, s.Task)
@@ -70,7 +79,13 @@ func (d *Dispatcher) split(batch []nodeReport) []writing {
 			}
 			latest[s.Task], status[s.Task] = r, s
 		}
-		if r.report.Description != nil || len(r.report.VolumesRemoved) > 0 || len(r.report.Notes) > 0 {
+		if later := newest[r.session]; r.report.Prepared != nil && later != nil {
+			r.report.Prepared = later
+			delete(newest, r.session)
+		} else {
+			r.report.Prepared = nil // told anew, and what is written together is written in any order
+		}
+		if r.report.Description != nil || len(r.report.VolumesRemoved) > 0 || len(r.report.Notes) > 0 || r.report.Prepared != nil {
 			work = append(work, writing{r.session, func(ctx context.Context) error { return d.writeNode(ctx, r) }})
 		}
 	}
@@ -154,10 +169,17 @@ func transition(old, task *cluster.Task) (kind, message string) {
 func (d *Dispatcher) writeNode(ctx context.Context, r nodeReport) error {
 	return d.retry(ctx, func(snap store.Snapshot) (store.Txn, error) {
 		var t store.Txn
-		if desc := r.report.Description; desc != nil {
-			if old, ok := store.Get[*cluster.Node](snap, r.node); ok {
-				n := cluster.Copy(old)
+		desc, images := r.report.Description, r.report.Prepared
+		if old, ok := store.Get[*cluster.Node](snap, r.node); ok && (desc != nil || images != nil) {
+			n := cluster.Copy(old)
+			if desc != nil {
 				describe(n, *desc)
+			}
+			if images != nil {
+				d.preparedEvents(&t, snap, old, images.Images)
+				n.Prepared = images.Images
+			}
+			if desc != nil || !slices.EqualFunc(n.Prepared, old.Prepared, samePrepared) {
 				t.Put(n)
 			}
 		}

@@ -20,15 +20,21 @@ type Session struct {
 	sent    map[cluster.ID]sentTask
 	network uint64 // generation of the network view
 	config  agentapi.NodeConfig
-	member  string              // what it was told of its membership
-	volumes map[cluster.ID]bool // told to remove, and not gone yet
+	member  string               // what it was told of its membership
+	images  []agentapi.ImageWant // told to have for rollouts
+	volumes map[cluster.ID]bool  // told to remove, and not gone yet
 	greeted bool
+	// before is the node's last session, for the first fill to go on from when the agent knows all that it was sent by it.
+	before *Session
+	known  cluster.Version // that the agent said it knows
 
 	mu      sync.Mutex
 	mailbox *agentapi.Update
 	waiting chan struct{} // the mailbox has something
 	ended   chan struct{}
 	once    sync.Once
+	// refused are the stand-ins that the agent is to remove, until the next update says so.
+	refused []cluster.ID
 	// seen is the newest version looked at for this node; posted the newest that was put in the mailbox; applied what the
 	// agent acknowledged.
 	seen, posted, applied cluster.Version
@@ -108,7 +114,7 @@ func (s *Session) Send(ctx context.Context, r agentapi.Report) error {
 	if grown {
 		s.dispatcher.acked()
 	}
-	if len(r.Tasks) == 0 && len(r.VolumesRemoved) == 0 && len(r.Notes) == 0 && r.Description == nil {
+	if r.Empty() {
 		return nil
 	}
 	select {
@@ -134,6 +140,41 @@ func (s *Session) end() {
 		close(s.ended)
 		s.dispatcher.leave(s)
 	})
+}
+
+// resume takes over what the agent was sent by its session before, if it took all of that. Only the dispatcher's loop calls it,
+// and nothing else uses a session that has ended. Volumes to remove are told again: whether the agent's answer was written
+// is not known.
+func (s *Session) resume() bool {
+	last := s.before
+	s.before = nil
+	if last == nil || !last.greeted {
+		return false
+	}
+	last.mu.Lock()
+	whole := last.mailbox == nil && last.posted == s.known && len(last.refused) == 0
+	last.mu.Unlock()
+	if whole {
+		s.sent, s.network, s.config = last.sent, last.network, last.config
+	}
+	return whole
+}
+
+// refuse makes the next update tell the agent to remove a stand-in.
+func (s *Session) refuse(id cluster.ID) {
+	s.mu.Lock()
+	s.refused = append(s.refused, id)
+	s.mu.Unlock()
+	notify(s.dispatcher.joined)
+}
+
+// takeRefused hands over what is to be told of stand-ins.
+func (s *Session) takeRefused() []cluster.ID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := s.refused
+	s.refused = nil
+	return list
 }
 
 // ackedVersion is what this node's load balancers follow: when everything posted is applied, whatever was looked at since
@@ -210,6 +251,9 @@ func merge(old *agentapi.Update, u agentapi.Update) {
 	}
 	if u.Membership != nil {
 		old.Membership = u.Membership
+	}
+	if u.Prepare != nil {
+		old.Prepare = u.Prepare
 	}
 	old.RemoveVolumes = append(old.RemoveVolumes, u.RemoveVolumes...)
 }

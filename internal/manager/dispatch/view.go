@@ -32,6 +32,9 @@ type view struct {
 
 	peers   []agentapi.Peer // of the mesh; part of state
 	members membership
+	// rolling are the services that are not as wanted; images is what the nodes are to have for them.
+	rolling map[cluster.ID]bool
+	images  map[cluster.ID][]agentapi.ImageWant
 
 	// removing are the volumes that are to go.
 	removing []*cluster.Volume
@@ -45,7 +48,7 @@ type view struct {
 }
 
 func newView(o Opener, log *slog.Logger) *view {
-	return &view{opener: o, log: log, places: make(map[cluster.ID]place), generation: 1}
+	return &view{opener: o, log: log, places: make(map[cluster.ID]place), rolling: make(map[cluster.ID]bool), generation: 1}
 }
 
 // merge takes what changed in the store.
@@ -55,6 +58,7 @@ func (v *view) merge(d store.Delta) {
 	nodes := d.Full
 	if d.Full {
 		clear(v.places)
+		clear(v.rolling)
 		v.generation++
 	}
 	for _, o := range d.Changed {
@@ -64,6 +68,7 @@ func (v *view) merge(d store.Delta) {
 			v.move(o.ID, place{node: o.Node, live: o.Live() && o.Address.IsValid(), endpoint: o.Endpoint()})
 		case *cluster.Service:
 			v.serviceChanged(o)
+			v.roll(o)
 		case *cluster.Network:
 			v.generation++
 		case *cluster.Node, *cluster.Settings, *cluster.Authority:
@@ -81,6 +86,7 @@ func (v *view) merge(d store.Delta) {
 			v.move(r.ID, place{})
 			delete(v.places, r.ID)
 		case cluster.KindService, cluster.KindNetwork:
+			delete(v.rolling, r.ID)
 			v.generation++
 		}
 	}
@@ -88,6 +94,7 @@ func (v *view) merge(d store.Delta) {
 		v.nodesChanged()
 	}
 	v.findRemoving()
+	v.findImages()
 }
 
 // findRemoving looks through the volumes once for all sessions.
@@ -130,9 +137,10 @@ func (v *view) serviceChanged(s *cluster.Service) {
 
 // fill posts to a session what it does not know yet.
 func (v *view) fill(s *Session) {
-	u := agentapi.Update{Version: v.snap.Version(), Full: !s.greeted}
+	first := !s.greeted
+	u := agentapi.Update{Version: v.snap.Version(), Full: first && !s.resume()}
 	v.unsendable = nil
-	if !s.greeted || v.all {
+	if first || v.all {
 		v.diffAll(s, &u)
 	} else {
 		for _, id := range v.touched[s.node] {
@@ -149,8 +157,12 @@ func (v *view) fill(s *Session) {
 		u.Membership, s.member = m, hash
 	}
 	v.removeVolumes(s, &u)
-	empty := s.greeted && len(u.Assignments) == 0 && len(u.Removed) == 0 && u.Network == nil && u.Node == nil &&
-		u.Membership == nil && len(u.RemoveVolumes) == 0
+	if want := v.images[s.node]; first || !slices.EqualFunc(want, s.images, sameImage) {
+		s.images, u.Prepare = want, &agentapi.Preparation{Images: want}
+	}
+	u.Removed = append(u.Removed, s.takeRefused()...)
+	empty := !first && len(u.Assignments) == 0 && len(u.Removed) == 0 && u.Network == nil && u.Node == nil && len(u.RemoveVolumes) == 0 &&
+		u.Membership == nil && u.Prepare == nil
 	s.mu.Lock()
 	s.greeted = true
 	s.mu.Unlock()
@@ -261,6 +273,7 @@ func (v *view) assignment(t *cluster.Task) (agentapi.Assignment, error) {
 	if t.Observed.Terminal() || t.Desired >= cluster.DesiredStop {
 		return a, nil // it needs its files no more
 	}
+	a.Auth = v.auth(rev.Spec.Image)
 	for _, ref := range rev.Spec.Secrets {
 		s, ok := store.Get[*cluster.Secret](v.snap, rev.Secrets[ref.Source])
 		if !ok {

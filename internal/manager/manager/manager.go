@@ -102,6 +102,10 @@ func Open(ctx context.Context, cfg Config) (_ *Manager, err error) {
 	if m.sealer, err = identity.OpenSealer(cfg.Dir); err != nil {
 		return nil, err
 	}
+	logKey, err := m.sealer.LogKey()
+	if err != nil {
+		return nil, err
+	}
 	m.keeper = identity.NewKeeper(m.sealer)
 	m.ways.conns = make(map[cluster.ID]*grpc.ClientConn)
 	m.peers = &peers{
@@ -113,7 +117,7 @@ func Open(ctx context.Context, cfg Config) (_ *Manager, err error) {
 		return nil, err
 	}
 	m.raft, err = consensus.Open(ctx, consensus.Config{
-		Dir: filepath.Join(cfg.Dir, "log"), NodeID: cfg.NodeID.String(), Store: m.store, Logger: cfg.Logger, Key: m.sealer.LogKey(),
+		Dir: filepath.Join(cfg.Dir, "log"), NodeID: cfg.NodeID.String(), Store: m.store, Logger: cfg.Logger, Key: logKey,
 		Transport: func() (raft.Transport, error) { return newTransport(m.port, m.peers, cfg.NodeID) },
 		Join:      cfg.Join, Alone: m.alone(), DiskFault: cfg.DiskFault,
 	})

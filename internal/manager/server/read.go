@@ -210,10 +210,14 @@ func (r reader) status(st *cluster.Stack) api.Status {
 
 func (r reader) serviceState(svc *cluster.Service) api.ServiceState {
 	s := api.ServiceState{Name: svc.Name, Status: svc.Status, Rollout: svc.Rollout.State, Reason: svc.Status.Waiting, Removing: svc.Removing}
+	began := !svc.RestartAt.After(svc.Rollout.Started)
+	if !began {
+		s.Rollout = cluster.RolloutUpdating // a restart was asked for, and the planner has yet to look
+	}
 	if rev := r.revision(svc.Revision); rev != nil {
 		s.Mode, s.Image, s.Ports = rev.Spec.Mode, rev.Spec.Image, rev.Spec.Ports
 	}
-	if s.Reason == "" && svc.Rollout.State != cluster.RolloutCompleted {
+	if s.Reason == "" && began && svc.Rollout.State != cluster.RolloutCompleted {
 		s.Reason = svc.Rollout.Reason
 	}
 	var failed []*cluster.Task

@@ -44,6 +44,7 @@ func (s *Server) routes() {
 	s.materialRoutes("configs", "Config", cluster.KindConfig)
 	s.configContentRoute()
 	s.storageRoutes()
+	s.registryRoutes()
 	s.eventRoutes()
 	s.taskStreamRoutes()
 }

@@ -86,3 +86,13 @@ func (v View) Volume(name string) *cluster.Volume {
 }
 
 func collect[T any](seq iter.Seq[T]) []T { return slices.Collect(seq) }
+
+// Exclusive reports whether a revision mounts a single-writer volume.
+func Exclusive(snap store.Snapshot, rev *cluster.Revision) bool {
+	for _, id := range rev.Volumes {
+		if v, ok := store.Get[*cluster.Volume](snap, id); ok && v.SingleWriter {
+			return true
+		}
+	}
+	return false
+}

@@ -194,6 +194,11 @@ func (s Snapshot) VolumeByName(name string) (*cluster.Volume, bool) {
 	return named[*cluster.Volume](s, cluster.ID{}, name)
 }
 
+// RegistryByHost finds the credentials for a registry.
+func (s Snapshot) RegistryByHost(host string) (*cluster.Registry, bool) {
+	return named[*cluster.Registry](s, cluster.ID{}, host)
+}
+
 // NetworkByName returns the network with the name in a stack.
 func (s Snapshot) NetworkByName(stack cluster.ID, name string) (*cluster.Network, bool) {
 	return named[*cluster.Network](s, stack, name)

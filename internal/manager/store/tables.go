@@ -120,6 +120,8 @@ func labelOf(o cluster.Object) (label, bool) {
 		l.parent, l.name = v.Stack, v.Name
 	case *cluster.Volume:
 		l.name = v.Name
+	case *cluster.Registry:
+		l.name = v.Host
 	case *cluster.Network:
 		l.parent, l.name = v.Stack, v.Name
 	case *cluster.Secret:

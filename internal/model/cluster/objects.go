@@ -64,6 +64,17 @@ type Node struct {
 	Subnet       netip.Prefix      `json:"subnet,omitzero"`  // its tasks' addresses
 	// Joined is a hash of the nonce with which the machine joined: the same machine may ask again.
 	Joined []byte `json:"-" cbor:"joined,omitempty"`
+	// Prepared is what the node says of the images that rollouts wait for.
+	Prepared []Prepared `json:"prepared,omitempty"`
+}
+
+// Prepared is how far a node has come with an image that a rollout needs there before it stops anything.
+type Prepared struct {
+	Revision ID        `json:"revision"`
+	Since    time.Time `json:"since"`             // the rollout's start
+	Present  bool      `json:"present,omitempty"` // pulled as the revision's policy wants
+	Rejected bool      `json:"rejected,omitempty"`
+	Reason   string    `json:"reason,omitempty"` // what the last try came to
 }
 
 // Kind implements Object.
@@ -74,6 +85,7 @@ func (n *Node) Clone() Object {
 	c := *n
 	c.Labels = maps.Clone(n.Labels)
 	c.Description.Images = slices.Clone(n.Description.Images)
+	c.Prepared = slices.Clone(n.Prepared)
 	return &c
 }
 
@@ -293,6 +305,21 @@ func (*Config) Kind() Kind { return KindConfig }
 
 // Clone implements Object.
 func (c *Config) Clone() Object { d := *c; return &d }
+
+// Registry is the credentials for one image registry; the password is encrypted at rest and never shown by the API.
+type Registry struct {
+	Meta
+	Host     string    `json:"host"` // as in image names: "docker.io", "registry.example:5000"
+	Username string    `json:"username"`
+	Sealed   []byte    `json:"-" cbor:"sealed"`
+	Updated  time.Time `json:"updated"`
+}
+
+// Kind implements Object.
+func (*Registry) Kind() Kind { return KindRegistry }
+
+// Clone implements Object.
+func (r *Registry) Clone() Object { c := *r; return &c }
 
 // Event records a decision or a change with its reason. Events are linked by ids, so that `why` can follow them from a
 // release to a service to a task to a node.

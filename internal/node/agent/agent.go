@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -21,6 +22,7 @@ type Config struct {
 	Volumes   Volumes
 	Files     Files
 	Logs      Logs
+	Record    Record
 	Connector agentapi.Connector
 	// Describe tells what the node is; it is asked at every connect and every observation.
 	Describe func(ctx context.Context) cluster.NodeDescription
@@ -57,6 +59,9 @@ type Agent struct {
 	wake     chan struct{} // an executor event
 	oomed    chan cluster.ID
 	removed  chan string // volumes that are gone
+	cut      chan struct{}
+	recorded chan error
+	prepared chan ImageResult
 }
 
 // New makes an agent; Run starts it.
@@ -72,6 +77,9 @@ func New(cfg Config) *Agent {
 		wake:     make(chan struct{}, 1),
 		oomed:    make(chan cluster.ID, 16),
 		removed:  make(chan string),
+		cut:      make(chan struct{}),
+		recorded: make(chan error),
+		prepared: make(chan ImageResult),
 	}
 	a.loop = NewLoop(nil, cfg.Log)
 	return a
@@ -84,6 +92,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer cancel()
 	l := a.loop
 	l.hands = &workers{agent: a, ctx: ctx}
+	memory, err := a.cfg.Record.Load(ctx)
+	if err != nil {
+		return fmt.Errorf("the node's record: %w", err)
+	}
+	l.Recall(memory)
 	a.spawn(func() { a.connect(ctx) })
 	a.spawn(func() { a.watch(ctx) })
 	a.spawn(func() { a.observeLoop(ctx) })
@@ -107,6 +120,12 @@ func (a *Agent) Run(ctx context.Context) error {
 			l.NetworkDone(r, time.Now())
 		case id := <-a.oomed:
 			l.Killed(id)
+		case <-a.cut:
+			l.Cut(time.Now())
+		case r := <-a.prepared:
+			l.ImagePrepared(r, time.Now())
+		case err := <-a.recorded:
+			l.Recorded(err, time.Now())
 		case name := <-a.removed:
 			l.VolumeRemoved(name)
 		case n := <-a.cfg.Notes:
@@ -230,6 +249,11 @@ func (w *workers) RemoveVolume(name string) {
 			}
 		}
 	})
+}
+
+// Record implements Hands.
+func (w *workers) Record(c Change) {
+	w.agent.spawn(func() { tell(w.ctx, w.agent.recorded, w.agent.cfg.Record.Save(w.ctx, c)) })
 }
 
 // Look implements Hands.

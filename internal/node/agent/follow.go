@@ -30,6 +30,8 @@ type NetworkResult struct {
 type netState struct {
 	configured  bool                 // Configure has returned for some config
 	config      *agentapi.NodeConfig // waiting to be applied
+	known       *agentapi.NodeConfig // what a manager said last
+	key         string               // of the localized state that is shown
 	want        *agentapi.NetworkState
 	version     cluster.Version // newest update
 	done        cluster.Version // newest version the load balancers follow
@@ -56,6 +58,9 @@ func (n *netState) update(v cluster.Version, s *agentapi.NetworkState) {
 // state. Tasks that run already find their place in between: without it the host ports among the rules would be missing.
 func (l *Loop) followNetwork(now time.Time) {
 	n := &l.net
+	if key := l.localized(now); key != n.key {
+		n.key, n.dirty = key, n.dirty || n.want != nil
+	}
 	if n.busy || now.Before(n.retryAt) {
 		return
 	}
@@ -69,7 +74,11 @@ func (l *Loop) followNetwork(now time.Time) {
 		l.hands.FollowNetwork(work)
 	case n.configured && n.dirty && n.want != nil && !l.adopting():
 		n.dirty, n.busy = false, true
-		work := NetworkWork{State: n.want, Version: n.version}
+		state := n.want
+		if n.key != "" {
+			state = l.localize(state, now)
+		}
+		work := NetworkWork{State: state, Version: n.version}
 		if now.Sub(n.swept) >= sweepEvery {
 			l.sweep(&work, now)
 		}

@@ -36,11 +36,11 @@ func occupies(t TaskView) bool {
 	return t.Have != nil || t.Local.Attached || unsure && !t.Local.Cleaned
 }
 
-func leftOf(tasks []TaskView) left {
+// leftOf gathers what those of the tasks occupy that which is true for.
+func leftOf(tasks []TaskView, which func(TaskView) bool) left {
 	l := left{addresses: make(map[netip.Addr]bool), ports: make(map[hostPort]bool), volumes: make(map[string]bool)}
 	for _, t := range tasks {
-		ended := t.Want == nil || t.Want.Task.Observed.Terminal() || t.Local.Status.Observed.Terminal()
-		if !ended || !occupies(t) {
+		if !which(t) || !occupies(t) {
 			continue
 		}
 		if t.Last == nil {

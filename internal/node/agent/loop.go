@@ -32,6 +32,10 @@ type Hands interface {
 	RemoveVolume(name string)
 	// Look makes a fresh observation, then See.
 	Look()
+	// Prepare pulls an image for a rollout, then ImagePrepared. The returned function breaks it off.
+	Prepare(w agentapi.ImageWant) (cancel func())
+	// Record saves a change durably, then Recorded. There is no second one before that.
+	Record(c Change)
 }
 
 // Probing is what there is to ask of a task.
@@ -92,6 +96,14 @@ type task struct {
 	drainLook    time.Time
 	counting     bool
 	emptyLooks   int // in a row without an open connection
+
+	// edition counts the changes of what the record must know; saved is the one it knows; a start or a clean-up waits until
+	// it knows gate.
+	edition, saved, gate uint64
+	recalled             bool       // want is from the record, and no manager has said anything of it since
+	begun                bool       // this agent began to start it
+	standing             *Standing  // set while this is a stand-in that no manager has decided on
+	heir                 cluster.ID // the stand-in that has this task's place
 }
 
 // Loop is the agent without its goroutines: the state of every task between what is wanted and what is seen, and what is
@@ -106,6 +118,13 @@ type Loop struct {
 	synced   bool // at least one full update came in
 	net      netState
 	volumes  map[string]bool // to be removed; true once the hands are at it
+
+	linked   bool      // a session brought an update and has not ended since
+	cut      time.Time // when it ended, or when this agent began
+	memory   *Memory   // of an earlier agent; nil: none
+	recalled bool      // the network is as the record had it
+	rec      recording
+	images   map[imageKey]*wantedImage // that rollouts wait for
 }
 
 // NewLoop makes a loop that knows nothing.
@@ -129,7 +148,7 @@ func (l *Loop) sorted() []*task {
 // Take merges an update into what is wanted.
 func (l *Loop) Take(u agentapi.Update) {
 	if u.Node != nil {
-		l.net.config = u.Node
+		l.net.config, l.net.known = u.Node, u.Node
 	}
 	named := make(map[cluster.ID]bool, len(u.Assignments))
 	for i := range u.Assignments {
@@ -139,13 +158,14 @@ func (l *Loop) Take(u agentapi.Update) {
 	}
 	if u.Full {
 		for _, t := range l.sorted() {
-			if !named[t.id] {
+			if !named[t.id] && t.standing == nil { // of stand-ins the manager has yet to hear
 				l.unassign(t)
 			}
 		}
 	}
 	for _, id := range u.Removed {
 		if t := l.tasks[id]; t != nil {
+			l.settle(t)
 			l.unassign(t)
 		}
 	}
@@ -154,7 +174,11 @@ func (l *Loop) Take(u agentapi.Update) {
 			l.volumes[name] = false // Step begins with it once nothing uses it
 		}
 	}
-	l.synced = l.synced || u.Full
+	if u.Prepare != nil {
+		l.takeImages(u.Prepare.Images)
+	}
+	l.synced, l.linked = l.synced || u.Full, true
+	l.rec.network = l.rec.network || u.Node != nil || u.Network != nil
 	l.net.update(u.Version, u.Network)
 }
 
@@ -168,12 +192,22 @@ func (l *Loop) assign(as *agentapi.Assignment, v cluster.Version) {
 		t.local.Status = cluster.Status{Task: w.ID, Observed: w.Observed, Ready: w.Ready, Drained: w.Drained, Exit: w.Exit, Reason: w.Reason, Started: w.Started}
 		t.local.Passed, t.local.Ready = w.Ready, w.Ready
 		t.local.Cleaned = false
+		t.touch(false)
 	}
+	if t.recalled && as.Task.Observed > t.local.Status.Observed {
+		// The record was behind. What has run is not to be taken for what has not.
+		t.local.Status.Observed, t.local.Status.Started = as.Task.Observed, as.Task.Started
+	}
+	t.recalled = false
+	l.settle(t)
 	if t.want != nil && t.want.Task.Desired != as.Task.Desired {
 		t.tries, t.local.RetryAt = 0, time.Time{} // what did not work is not what is to be done now
 	}
 	if as.Task.Desired == cluster.DesiredDrain && t.drainVersion == 0 {
 		t.drainVersion = v
+	}
+	if t.want == nil || t.want.Task.Version != as.Task.Version {
+		t.touch(false)
 	}
 	t.want, t.last = as, as
 	if as.Task.Desired >= cluster.DesiredStop && t.acting == ActStart && t.cancel != nil {
@@ -182,6 +216,9 @@ func (l *Loop) assign(as *agentapi.Assignment, v cluster.Version) {
 }
 
 func (l *Loop) unassign(t *task) {
+	if t.want != nil {
+		t.touch(false)
+	}
 	t.want = nil
 	if t.cancel != nil && t.acting == ActStart {
 		t.cancel()
@@ -247,32 +284,45 @@ func (l *Loop) note(id cluster.ID, kind, message string, now time.Time) {
 
 // Step acts on everything that is due and returns the time to the next look.
 func (l *Loop) Step(now time.Time) time.Duration {
-	if !l.observed || !l.synced {
-		return observeEvery // nothing is known well enough to act on it
+	if l.cut.IsZero() {
+		l.cut = now
+	}
+	if l.alone(now) {
+		l.recallNetwork()
+	}
+	if !l.observed || !l.synced && !l.recalled {
+		return min(observeEvery, max(l.untilAlone(now), time.Millisecond)) // nothing is known well enough to act on it
 	}
 	l.followNetwork(now)
 	if !l.net.configured {
-		return untilRetry(l.net.retryAt, now)
+		return min(untilRetry(l.net.retryAt, now), max(l.untilAlone(now), time.Millisecond))
 	}
 	// A status change can make the next action due at once; three rounds reach every fixed point Step has.
 	for range 3 {
 		marked := false
 		for _, action := range Step(l.views(), now) {
 			t := l.tasks[action.Task]
-			if action.Kind == ActMark {
-				t.local.Status = action.Status
-				l.outbox.status(action.Status)
+			switch {
+			case action.Kind == ActMark:
+				l.mark(t, action.Status)
 				marked = true
-				continue
+			case action.Kind == ActStart && t.local.Status.Observed < cluster.ObservedPreparing:
+				s := t.local.Status
+				s.Observed, s.At = cluster.ObservedPreparing, now
+				l.mark(t, s)
+				t.touch(true)
+				t.begun, marked = true, true
+			case t.mayAct(action.Kind):
+				l.act(t, action, now)
 			}
-			l.act(t, action, now)
 		}
 		if !marked {
 			break
 		}
+		l.record(now)
 	}
 	l.removeVolumes()
-	next := observeEvery
+	next := min(l.standIns(now), l.untilAlone(now), l.getImages(now))
 	for _, t := range l.sorted() {
 		l.probe(t)
 		next = min(next, l.drain(t, now))
@@ -280,6 +330,7 @@ func (l *Loop) Step(now time.Time) time.Duration {
 	}
 	l.followNetwork(now)
 	next = min(next, untilRetry(l.net.retryAt, now))
+	l.record(now)
 	l.outbox.acknowledge(l.net.done)
 	return max(next, time.Millisecond)
 }
@@ -288,8 +339,10 @@ func (l *Loop) views() []TaskView {
 	tasks := l.sorted()
 	views := make([]TaskView, 0, len(tasks))
 	for _, t := range tasks {
-		v := TaskView{ID: t.id, Want: t.want, Have: t.have, Local: t.local, Last: t.last}
-		v.Local.Busy = v.Local.Busy || t.unseen
+		v := TaskView{ID: t.id, Want: t.want, Have: t.have, Local: t.local, Last: t.last, Standing: t.standing != nil}
+		// Before a manager has said what it wants, what the record does not know may be wanted, too.
+		v.Local.Busy = v.Local.Busy || t.unseen || !l.synced && t.last == nil
+		v.Unsure = t.recalled && !t.begun && !l.synced
 		views = append(views, v)
 	}
 	return views
@@ -317,17 +370,22 @@ func untilRetry(at, now time.Time) time.Duration {
 	return observeEvery
 }
 
+// mark notes a status that is to be reported.
+func (l *Loop) mark(t *task, s cluster.Status) {
+	t.touch(s.Observed.Terminal() && !t.local.Status.Observed.Terminal())
+	t.local.Status = s
+	l.outbox.status(s)
+}
+
 // act makes the hands work for the task. The loop leaves the task alone until their result arrives.
 func (l *Loop) act(t *task, action Action, now time.Time) {
 	t.local.Busy, t.acting = true, action.Kind
-	if action.Kind == ActStart && t.local.Status.Observed < cluster.ObservedPreparing {
-		t.local.Status.Observed, t.local.Status.At = cluster.ObservedPreparing, now
-		l.outbox.status(t.local.Status)
-	}
 	if action.Kind == ActForget {
 		delete(l.tasks, t.id)
+		l.rec.gone = append(l.rec.gone, t.id)
 		l.outbox.forget(t.id)
 	}
+	action.Refreshed = action.Kind == ActStart && l.refreshed(t.want.Task.Revision)
 	t.cancel = l.hands.Act(t.id, t.want, action)
 }
 
@@ -382,8 +440,7 @@ func (l *Loop) failed(t *task, r Result, now time.Time) {
 	if s.Observed.Terminal() {
 		t.tries, t.local.RetryAt = 0, time.Time{} // its clean-up need not wait
 	}
-	t.local.Status = s
-	l.outbox.status(s)
+	l.mark(t, s)
 }
 
 // probe starts and ends the probes of a task.

@@ -14,9 +14,13 @@ import (
 
 // recorder are hands that only note what they are told.
 type recorder struct {
-	acts    []Action
-	network []NetworkWork
-	volumes []string
+	acts          []Action
+	network       []NetworkWork
+	volumes       []string
+	changes       []Change
+	pulls, broken []agentapi.ImageWant
+	done          struct{ acts, network int } // by settle
+	loop          *Loop                       // when set, everything is recorded at once
 }
 
 var _ Hands = (*recorder)(nil)
@@ -30,7 +34,17 @@ func (r *recorder) Count(cluster.ID, netip.Addr) {}
 func (r *recorder) FollowNetwork(w NetworkWork)  { r.network = append(r.network, w) }
 func (r *recorder) RemoveVolume(name string)     { r.volumes = append(r.volumes, name) }
 func (r *recorder) Look()                        {}
-func (r *recorder) last() (a Action)             { return r.acts[len(r.acts)-1] }
+func (r *recorder) Prepare(w agentapi.ImageWant) func() {
+	r.pulls = append(r.pulls, w)
+	return func() { r.broken = append(r.broken, w) }
+}
+func (r *recorder) Record(c Change) {
+	r.changes = append(r.changes, c)
+	if r.loop != nil {
+		r.loop.Recorded(nil, now)
+	}
+}
+func (r *recorder) last() (a Action) { return r.acts[len(r.acts)-1] }
 func (r *recorder) count(kind ActionKind) (n int) {
 	for _, a := range r.acts {
 		if a.Kind == kind {
@@ -53,6 +67,7 @@ func assigned(n byte, d cluster.Desired) agentapi.Assignment {
 func ready(t *testing.T, r *recorder, list ...agentapi.Assignment) *Loop {
 	t.Helper()
 	l := NewLoop(r, slog.New(slog.DiscardHandler))
+	r.loop = l
 	l.See(nil, now)
 	l.Take(agentapi.Update{Version: 1, Full: true, Node: &agentapi.NodeConfig{}, Network: &agentapi.NetworkState{}, Assignments: list})
 	l.Step(now)
@@ -109,6 +124,7 @@ func TestStartThatIsGivenUpIsCleanedAtOnce(t *testing.T) {
 	l := ready(t, r, assigned(1, cluster.DesiredRun))
 	l.Finish(Result{Task: cluster.ID{15: 1}, Kind: ActStart, Err: &RejectError{Reason: "no such image"}}, now)
 	l.See(nil, now)
+	l.Step(now) // the record hears of the end first
 	if l.Step(now); r.last().Kind != ActClean {
 		t.Errorf("got %+v, want the clean-up now", r.acts)
 	}

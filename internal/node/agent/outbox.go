@@ -14,11 +14,16 @@ import (
 // Outbox gathers what is to be reported; only the latest status of a task is kept. It may be used by the loop's goroutine
 // and one that sends.
 type Outbox struct {
-	mu       sync.Mutex
-	known    map[cluster.ID]cluster.Status // last status of every task, for a new session
-	tasks    map[cluster.ID]cluster.Status
+	mu    sync.Mutex
+	known map[cluster.ID]cluster.Status // last status of every task, for a new session
+	tasks map[cluster.ID]cluster.Status
+	// stands are the stand-ins by the task whose place they have. Until a manager has decided on one, neither is reported
+	// by itself.
+	stands   map[cluster.ID]*stand
 	volumes  []string
 	notes    []agentapi.Note
+	images   *agentapi.PreparedImages // to be reported
+	last     *agentapi.PreparedImages // reported last, for a new session
 	desc     *cluster.NodeDescription
 	lastDesc cluster.NodeDescription
 	applied  cluster.Version
@@ -26,11 +31,18 @@ type Outbox struct {
 	ready    chan struct{}
 }
 
+// stand is a stand-in that a manager has to decide on.
+type stand struct {
+	agentapi.StandIn
+	told bool // reported as it is now
+}
+
 func newOutbox() *Outbox {
 	return &Outbox{
-		known: make(map[cluster.ID]cluster.Status),
-		tasks: make(map[cluster.ID]cluster.Status),
-		ready: make(chan struct{}, 1),
+		stands: make(map[cluster.ID]*stand),
+		known:  make(map[cluster.ID]cluster.Status),
+		tasks:  make(map[cluster.ID]cluster.Status),
+		ready:  make(chan struct{}, 1),
 	}
 }
 
@@ -45,7 +57,43 @@ func (o *Outbox) change(f func()) {
 }
 
 func (o *Outbox) status(s cluster.Status) {
-	o.change(func() { o.tasks[s.Task], o.known[s.Task] = s, s })
+	o.change(func() {
+		for _, st := range o.stands {
+			switch s.Task {
+			case st.Status.Task:
+				st.Status, st.told = s, false
+				return
+			case st.For.Task:
+				st.For, st.told = s, false
+			}
+		}
+		o.tasks[s.Task], o.known[s.Task] = s, s
+	})
+}
+
+// stand notes a stand-in, in place of an earlier one for the same task.
+func (o *Outbox) stand(root cluster.Status, s agentapi.StandIn) {
+	s.For = root
+	o.change(func() { o.stands[root.Task] = &stand{StandIn: s} })
+}
+
+// prepared notes how every wanted image is.
+func (o *Outbox) prepared(list []cluster.Prepared) {
+	o.change(func() {
+		o.last = &agentapi.PreparedImages{Images: list}
+		o.images = o.last
+	})
+}
+
+// settle makes the two reported each by itself, if the second still stands in for the first.
+func (o *Outbox) settle(root, id cluster.ID) {
+	o.change(func() {
+		if s := o.stands[root]; s != nil && s.Status.Task == id {
+			delete(o.stands, root)
+			o.tasks[root], o.known[root] = s.For, s.For
+			o.tasks[id], o.known[id] = s.Status, s.Status
+		}
+	})
 }
 
 func (o *Outbox) volumeRemoved(name string) {
@@ -85,7 +133,10 @@ func (o *Outbox) Resend() {
 		for id, s := range o.known {
 			o.tasks[id] = s
 		}
-		o.sent = 0
+		for _, s := range o.stands {
+			s.told = false
+		}
+		o.sent, o.images = 0, o.last
 	})
 }
 
@@ -115,14 +166,23 @@ func (o *Outbox) next(ctx context.Context) (agentapi.Report, bool) {
 func (o *Outbox) Collect() (agentapi.Report, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	r := agentapi.Report{Applied: o.applied, VolumesRemoved: o.volumes, Notes: o.notes, Description: o.desc}
-	for _, s := range o.tasks {
-		r.Tasks = append(r.Tasks, s)
+	r := agentapi.Report{Applied: o.applied, VolumesRemoved: o.volumes, Notes: o.notes, Description: o.desc, Prepared: o.images}
+	for id, s := range o.tasks {
+		if o.stands[id] == nil {
+			r.Tasks = append(r.Tasks, s)
+		}
+	}
+	for _, s := range o.stands {
+		if !s.told {
+			s.told = true
+			r.StandIns = append(r.StandIns, s.StandIn)
+		}
 	}
 	slices.SortFunc(r.Tasks, func(a, b cluster.Status) int { return slices.Compare(a.Task[:], b.Task[:]) })
-	empty := len(r.Tasks) == 0 && len(r.VolumesRemoved) == 0 && len(r.Notes) == 0 && r.Description == nil && o.sent == o.applied
+	slices.SortFunc(r.StandIns, func(a, b agentapi.StandIn) int { return slices.Compare(a.For.Task[:], b.For.Task[:]) })
+	empty := r.Empty() && o.sent == o.applied
 	clear(o.tasks)
-	o.volumes, o.notes, o.desc, o.sent = nil, nil, nil, o.applied
+	o.volumes, o.notes, o.desc, o.images, o.sent = nil, nil, nil, nil, o.applied
 	return r, !empty
 }
 
@@ -132,6 +192,11 @@ const gather = 5 * time.Millisecond
 // PutBack returns a report that could not be sent; statuses that changed meanwhile stay.
 func (o *Outbox) PutBack(r agentapi.Report) {
 	o.change(func() {
+		for _, s := range r.StandIns {
+			if st := o.stands[s.For.Task]; st != nil {
+				st.told = false
+			}
+		}
 		for _, s := range r.Tasks {
 			if latest, ok := o.known[s.Task]; ok {
 				s = latest // what came later may be on its way already: an older word must not follow it
@@ -142,6 +207,9 @@ func (o *Outbox) PutBack(r agentapi.Report) {
 		o.notes = append(r.Notes, o.notes...)
 		if o.desc == nil {
 			o.desc = r.Description
+		}
+		if r.Prepared != nil {
+			o.images = o.last
 		}
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"baton/internal/model/cluster"
 	"baton/internal/wire/agentapi"
 )
 
@@ -68,12 +69,15 @@ func (a *Agent) observeLoop(ctx context.Context) {
 
 // connect keeps a session open.
 func (a *Agent) connect(ctx context.Context) {
+	var known cluster.Version // of the last update that the loop took
 	for wait := reconnectMin; ctx.Err() == nil; wait = min(2*wait, reconnectMax) {
 		began := time.Now()
-		err := a.converse(ctx)
+		var err error
+		known, err = a.converse(ctx, known)
 		if ctx.Err() != nil {
 			return
 		}
+		tell(ctx, a.cut, struct{}{})
 		a.cfg.Log.Warn("session ended; tasks keep running", "err", err)
 		if time.Since(began) > reconnectMax {
 			wait = reconnectMin
@@ -84,15 +88,15 @@ func (a *Agent) connect(ctx context.Context) {
 	}
 }
 
-// converse holds one session until it breaks.
-func (a *Agent) converse(ctx context.Context) error {
-	hello := agentapi.Hello{Node: a.cfg.Node, Name: a.cfg.Name}
+// converse holds one session until it breaks, and returns the version that the loop knows then.
+func (a *Agent) converse(ctx context.Context, known cluster.Version) (cluster.Version, error) {
+	hello := agentapi.Hello{Node: a.cfg.Node, Name: a.cfg.Name, Known: known}
 	if a.cfg.Describe != nil {
 		hello.Description = a.cfg.Describe(ctx)
 	}
 	session, err := a.cfg.Connector.Connect(ctx, hello)
 	if err != nil {
-		return err
+		return known, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	outbox := a.loop.Outbox()
@@ -119,12 +123,13 @@ func (a *Agent) converse(ctx context.Context) error {
 	for {
 		u, err := session.Recv(ctx)
 		if err != nil {
-			return err
+			return known, err
 		}
 		select {
 		case a.updates <- u:
+			known = u.Version
 		case <-ctx.Done():
-			return ctx.Err()
+			return known, ctx.Err()
 		}
 	}
 }

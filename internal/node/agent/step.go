@@ -28,6 +28,8 @@ type Action struct {
 	Task   cluster.ID
 	Grace  time.Duration  // ActStop
 	Status cluster.Status // ActMark
+	// Refreshed is true with ActStart when the image was asked for a moment ago, and need not be again.
+	Refreshed bool
 }
 
 // Local is what the agent itself remembers of a task between two steps.
@@ -60,13 +62,21 @@ type TaskView struct {
 	Local Local
 	// Last is what was wanted of it last, also when nothing is any more; nil: this agent never knew.
 	Last *agentapi.Assignment
+	// Standing is true for a stand-in that no manager has decided on.
+	Standing bool
+	// Unsure is true while the agent goes by its record alone.
+	Unsure bool
 }
 
 // Step decides what to do next for every task. It is pure: the same views and time give the same actions, and a step after
 // all of its actions succeeded gives none.
 func Step(tasks []TaskView, now time.Time) []Action {
 	var out []Action
-	left := leftOf(tasks)
+	left := leftOf(tasks, func(t TaskView) bool {
+		return t.Want == nil || t.Want.Task.Observed.Terminal() || t.Local.Status.Observed.Terminal()
+	})
+	// A stand-in may have been refused already: its place may be promised to another task, which waits until it is gone.
+	standing := leftOf(tasks, func(t TaskView) bool { return t.Standing })
 	for _, t := range tasks {
 		if t.Local.Busy {
 			continue
@@ -75,7 +85,7 @@ func Step(tasks []TaskView, now time.Time) []Action {
 		if ok && a.Kind != ActMark && now.Before(t.Local.RetryAt) {
 			continue // the last try went wrong
 		}
-		if ok && a.Kind == ActStart && left.holds(t.Want) {
+		if ok && a.Kind == ActStart && (left.holds(t.Want) || !t.Standing && standing.holds(t.Want)) {
 			continue // its clean-up wakes the loop
 		}
 		if ok {
@@ -123,7 +133,11 @@ func stepTask(t TaskView, now time.Time) (Action, bool) {
 func stepUnwanted(t TaskView) (Action, bool) {
 	switch {
 	case t.Have != nil && t.Have.State == ContainerRunning:
-		return Action{Kind: ActStop, Grace: graceDefault}, true
+		grace := graceDefault
+		if t.Last != nil {
+			grace = t.Last.Spec.Container.StopGracePeriod
+		}
+		return Action{Kind: ActStop, Grace: grace}, true
 	case t.Have != nil || !t.Local.Cleaned:
 		return Action{Kind: ActClean}, true
 	}
@@ -159,6 +173,13 @@ func stepStart(t TaskView, now time.Time) (Action, bool) {
 	}
 	if t.Want.Task.Desired != cluster.DesiredRun {
 		return stepStop(t, false, now) // draining before it ever ran
+	}
+	if t.Unsure && status.Observed >= cluster.ObservedPreparing {
+		// It may have run, and the managers may know that; what runs now must be another task.
+		status.Observed, status.Ready, status.At = cluster.ObservedFailed, false, now
+		status.Exit = &cluster.Exit{Code: -1, Unknown: true, At: now}
+		status.Reason = "its node went down while it was being started"
+		return mark(t, status)
 	}
 	return Action{Kind: ActStart}, true
 }

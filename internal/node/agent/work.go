@@ -15,7 +15,7 @@ func (a *Agent) work(ctx context.Context, id cluster.ID, want *agentapi.Assignme
 	r := Result{Task: id, Kind: action.Kind}
 	switch action.Kind {
 	case ActStart:
-		r.Probes, r.Err = a.start(ctx, want)
+		r.Probes, r.Err = a.start(ctx, want, action.Refreshed)
 	case ActAdopt:
 		r.Probes, r.Err = a.adopt(ctx, want)
 	case ActStop:
@@ -33,9 +33,12 @@ func (a *Agent) work(ctx context.Context, id cluster.ID, want *agentapi.Assignme
 }
 
 // start brings a task from its assignment to a running process.
-func (a *Agent) start(ctx context.Context, as *agentapi.Assignment) (*spec.Probes, error) {
-	ex := a.cfg.Executor
-	if err := ex.Pull(ctx, as.Spec.Image, as.Spec.Pull); err != nil {
+func (a *Agent) start(ctx context.Context, as *agentapi.Assignment, refreshed bool) (*spec.Probes, error) {
+	ex, policy := a.cfg.Executor, as.Spec.Pull
+	if refreshed && policy == spec.PullAlways {
+		policy = spec.PullMissing
+	}
+	if err := ex.Pull(withAuth(ctx, as.Auth), as.Spec.Image, policy); err != nil {
 		return nil, &PullError{Err: err}
 	}
 	c := Container{Assignment: *as, Hostname: hostname(as)}

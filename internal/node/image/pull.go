@@ -142,7 +142,7 @@ func (s *Store) explain(ref string, err error) error {
 	case errors.As(err, &re):
 		return err
 	case errors.Is(err, docker.ErrInvalidAuthorization), status == http.StatusUnauthorized, status == http.StatusForbidden:
-		return why("the registry denies access; give its credentials, or load the image with `baton image load FILE`")
+		return why("the registry denies access; run `baton registry login " + spec.RegistryHost(ref) + "`, or load the image with `baton image load FILE`")
 	case errdefs.IsNotFound(err), status == http.StatusNotFound:
 		return why("the registry does not have it; check its name, or load it with `baton image load FILE`")
 	}

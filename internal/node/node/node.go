@@ -26,6 +26,7 @@ import (
 	"baton/internal/node/files"
 	"baton/internal/node/image"
 	"baton/internal/node/network"
+	"baton/internal/node/record"
 	"baton/internal/node/runtime"
 	"baton/internal/node/volume"
 	"baton/internal/wire/agentapi"
@@ -50,6 +51,7 @@ type Node struct {
 	network *network.Network
 	volumes *volume.Store
 	files   *files.Dir
+	record  *record.Record
 	notes   chan agentapi.Note
 }
 
@@ -71,7 +73,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	n.runtime, err = runtime.New(ctx, runtime.Config{
 		DataDir: cfg.Dir, Containerd: paths.Containerd, Shim: paths.Front, Runc: paths.Runc, Logger: paths.Logger,
 		Images: func(c *containerd.Client) runtime.Images {
-			n.images = image.New(image.Config{Client: c, Log: cfg.Logger})
+			n.images = image.New(image.Config{Client: c, Auth: credentials, Log: cfg.Logger})
 			return n.images
 		},
 		Log: cfg.Logger, Note: n.note,
@@ -84,7 +86,17 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, errors.Join(err, n.Close(ctx))
 	}
 	n.files = files.New(filepath.Join(cfg.Dir, "files"))
+	n.record, err = record.Open(filepath.Join(cfg.Dir, "record"), cfg.Logger)
+	if err != nil {
+		return nil, errors.Join(err, n.Close(ctx))
+	}
 	return n, nil
+}
+
+// credentials are those that came with the task or the rollout that an image is pulled for.
+func credentials(ctx context.Context, host string) (image.Auth, bool) {
+	a, ok := agent.Auth(ctx, host)
+	return image.Auth{ServerAddress: a.Host, Username: a.Username, Password: a.Password}, ok
 }
 
 // NetworkConfig says which network is this node's.
@@ -110,7 +122,8 @@ func (n *Node) note(note agentapi.Note) {
 func (n *Node) Run(ctx context.Context, connector agentapi.Connector) error {
 	a := agent.New(agent.Config{
 		Node: n.cfg.ID, Name: n.cfg.Name, Executor: n.runtime, Network: n.network, Volumes: n.volumes, Files: n.files,
-		Logs: runtime.OpenLogs(n.cfg.Dir), Connector: connector, Describe: n.describe, Notes: n.notes, Log: n.cfg.Logger.With("part", "agent"),
+		Logs: runtime.OpenLogs(n.cfg.Dir), Record: n.record, Connector: connector, Describe: n.describe, Notes: n.notes,
+		Log: n.cfg.Logger.With("part", "agent"),
 	})
 	return a.Run(ctx)
 }

@@ -30,13 +30,19 @@ func newHistory(t *rapid.T) *history {
 	if rapid.IntRange(0, 4).Draw(t, "global") == 0 {
 		sp.Mode = spec.Global
 	}
-	return &history{world: newWorld(sp, rapid.IntRange(0, 5).Draw(t, "replicas"), 3), t: t, sp: sp}
+	h := &history{world: newWorld(sp, rapid.IntRange(0, 5).Draw(t, "replicas"), 3), t: t, sp: sp}
+	h.manual = true
+	return h
 }
 
 // step lets one thing happen.
 func (h *history) step() {
 	t := h.t
-	switch rapid.IntRange(0, 19).Draw(t, "what") {
+	switch rapid.IntRange(0, 21).Draw(t, "what") {
+	case 20, 21:
+		h.prepare(rapid.SampledFrom([]cluster.Prepared{
+			{Present: true}, {Present: true}, {Reason: "no registry"}, {Reason: "no such image", Rejected: true},
+		}).Draw(t, "image"))
 	case 0:
 		h.service(func(s *cluster.Service) { s.Replicas = rapid.IntRange(0, 6).Draw(t, "scale") })
 	case 1:
@@ -124,6 +130,15 @@ func (h *history) check() {
 }
 
 func (h *history) checkStop(before Input, t *cluster.Task, c Change) {
+	roll := h.in.Service.Rollout
+	if c.Reason == makesRoom && t.Observed == cluster.ObservedRunning && roll.State == cluster.RolloutUpdating && roll == before.Service.Rollout {
+		for _, want := range Images(before) {
+			n := before.Nodes.Nodes[t.Node]
+			if want.Node == t.Node && n.State == cluster.NodeReady && n.Availability != cluster.NodeDrain && !prepared(n, want.Revision, want.Since).Present {
+				h.t.Fatalf("makes room in a slot whose node has no image yet: %s", show([]*cluster.Task{t}))
+			}
+		}
+	}
 	if c.To != cluster.DesiredStop || t.Observed != cluster.ObservedRunning || c.Lost {
 		return
 	}
@@ -150,8 +165,8 @@ func (h *history) checkCreate(before Input, old map[cluster.ID]*cluster.Task, c 
 		return
 	}
 	policy := h.in.Revisions[t.Revision].Spec.Restart
-	if wait := before.Now.Sub(t.Ended); wait < Backoff(policy, c.Failures) {
-		h.t.Fatalf("replaces a task after %s, its %d failures ask for %s", wait, c.Failures, Backoff(policy, c.Failures))
+	if wait := before.Now.Sub(t.Ended); wait < cluster.Backoff(policy, c.Failures) {
+		h.t.Fatalf("replaces a task after %s, its %d failures ask for %s", wait, c.Failures, cluster.Backoff(policy, c.Failures))
 	}
 }
 
@@ -223,7 +238,7 @@ func TestConvergence(t *testing.T) {
 		for n := 1; n <= 3; n++ {
 			h.node(n, func(n *cluster.Node) { n.State, n.Availability = cluster.NodeReady, cluster.NodeActive })
 		}
-		h.in.Blocked = ""
+		h.in.Blocked, h.manual = "", false
 		healed := h.in.Now
 		if h.in.Service.Rollout.State == cluster.RolloutFailed || h.in.Service.Rollout.State == cluster.RolloutPaused {
 			// As an operator resumes it.
@@ -255,12 +270,12 @@ func TestBackoffDoublesUpToItsMaximum(t *testing.T) {
 			Delay:    time.Duration(rapid.Int64Range(1, int64(time.Minute)).Draw(t, "delay")),
 			DelayMax: time.Duration(rapid.Int64Range(int64(time.Minute), int64(time.Hour)).Draw(t, "max")),
 		}
-		if Backoff(policy, 0) != 0 || Backoff(policy, 1) != 0 {
+		if cluster.Backoff(policy, 0) != 0 || cluster.Backoff(policy, 1) != 0 {
 			t.Fatal("the first failure waits")
 		}
 		want := policy.Delay
 		for n := 2; n < 100; n++ {
-			if got := Backoff(policy, n); got != want {
+			if got := cluster.Backoff(policy, n); got != want {
 				t.Fatalf("after %d failures: %s, want %s", n, got, want)
 			}
 			want = min(want*2, policy.DelayMax)

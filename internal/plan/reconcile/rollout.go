@@ -197,6 +197,9 @@ func (p *planner) choose(candidates []*slot) {
 		if !p.usable(s) {
 			p.wait("%s: its node takes no new tasks", p.title(s))
 		}
+		if waits, _ := p.unprepared(s); waits != "" {
+			p.wait("%s", waits)
+		}
 	}
 	if p.hold {
 		if len(candidates) > 0 {
@@ -221,6 +224,9 @@ func (p *planner) choose(candidates []*slot) {
 			return
 		}
 		if !p.usable(s) {
+			continue
+		}
+		if waits, _ := p.unprepared(s); waits != "" {
 			continue
 		}
 		s.target, s.moving = p.svc.Revision, true
@@ -318,6 +324,9 @@ func (p *planner) failed(s *slot) (bool, string) {
 	if p.initial() {
 		return p.failedFirst(s)
 	}
+	if why, failed := p.unprepared(s); failed {
+		return true, why
+	}
 	old := slices.ContainsFunc(s.tasks, func(t *cluster.Task) bool { return running(t) && !p.current(t) })
 	for _, t := range s.tasks {
 		if !p.fresh(t) {
@@ -326,7 +335,7 @@ func (p *planner) failed(s *slot) (bool, string) {
 		early := t.ReadySince.IsZero() || t.Ended.Before(t.ReadySince.Add(p.policy.Monitor))
 		success := t.Observed == cluster.ObservedComplete && p.rev.Spec.Restart.Condition != spec.RestartAny
 		if ownEnd(t) && early && !success {
-			return true, fmt.Sprintf("%s: the new task %s", p.title(s), End(t))
+			return true, fmt.Sprintf("%s: the new task %s", p.title(s), t.End())
 		}
 		if p.policy.Deadline <= 0 || !running(t) || t.Ready || !t.ReadySince.IsZero() && !old {
 			continue
@@ -365,7 +374,7 @@ func (p *planner) failedFirst(s *slot) (bool, string) {
 			return true, fmt.Sprintf("%s: %s", p.title(s), past.why)
 		}
 		if last.Observed == cluster.ObservedRejected && failures >= firstFailures {
-			return true, fmt.Sprintf("%s %s", p.title(s), End(last))
+			return true, fmt.Sprintf("%s %s", p.title(s), last.End())
 		}
 		if past.over {
 			return false, ""

@@ -126,6 +126,9 @@ func (p *planner) stopFirst(s *slot) bool {
 	return sp.Update.Order == spec.StopFirst
 }
 
+// makesRoom is why a task goes before its successor is made.
+const makesRoom = "its slot gets a new task, stop-first"
+
 // refill gives the slot a new task if its past, its policy and the order of replacement allow.
 func (p *planner) refill(s *slot) {
 	past := p.past(s)
@@ -155,13 +158,17 @@ func (p *planner) refill(s *slot) {
 		p.wait("slot %d: starts again at %s after %d failures in a row", s.slot, past.at.UTC().Format(time.RFC3339), past.failures)
 		if past.fresh {
 			p.why(WhyBackoff, s, past.last.ID, past.last.Node, "%s; it is replaced at %s (%d failures in a row)",
-				End(past.last), past.at.UTC().Format(time.RFC3339), past.failures)
+				past.last.End(), past.at.UTC().Format(time.RFC3339), past.failures)
 		}
 		return
 	}
 	if p.stopFirst(s) {
+		if waits, _ := p.unprepared(s); waits != "" && s.moving {
+			p.wait("%s", waits)
+			return
+		}
 		for _, t := range s.other {
-			p.leave(s, t, "its slot gets a new task, stop-first")
+			p.leave(s, t, makesRoom)
 		}
 		p.classify(s)
 	}
@@ -202,7 +209,7 @@ func (p *planner) fill(s *slot, past past) {
 		return
 	}
 	p.create(s, s.target, past.failures, before.ID)
-	message := End(before)
+	message := before.End()
 	switch {
 	case before.Observed.Terminal() && ownEnd(before):
 	case !p.asTarget(s, before):
@@ -245,73 +252,12 @@ func (p *planner) past(s *slot) past {
 	case !ownEnd(last):
 		return out
 	}
-	policy := p.spec(s.target).Restart
-	out.failures = last.Failures + 1
-	if ranWell(last, policy) {
-		out.failures = 1
-	}
-	out.at = last.Ended.Add(Backoff(policy, out.failures))
-	complete := last.Observed == cluster.ObservedComplete
-	switch {
-	case policy.Condition == spec.RestartNone || policy.Condition == spec.RestartOnFailure && complete:
-		out.over, out.good, out.why = true, complete, End(last)+"; its restart policy is "+string(policy.Condition)
-	case policy.MaxAttempts > 0 && out.failures > policy.MaxAttempts:
-		out.over, out.good = true, false
-		out.why = fmt.Sprintf("%s; its restart policy allows %d attempts", End(last), policy.MaxAttempts)
-	}
+	next := last.Succession(p.spec(s.target).Restart)
+	out.failures, out.at, out.over, out.good, out.why = next.Failures, next.At, next.Over, next.Good, next.Why
 	if s.moving && last.Ended.Before(p.roll.Started) && !out.good {
 		return past{last: last} // what ended before a rollout began, it tries anew
 	}
 	return out
-}
-
-func ranWell(t *cluster.Task, policy spec.RestartPolicy) bool {
-	return policy.ResetAfter > 0 && !t.Started.IsZero() && t.Ended.Sub(t.Started) >= policy.ResetAfter
-}
-
-// Backoff is how long after its end a task is replaced, when it was the failures-th in a row to end: not at all after the
-// first, then the policy's Delay, doubling up to DelayMax.
-func Backoff(policy spec.RestartPolicy, failures int) time.Duration {
-	if failures <= 1 || policy.Delay <= 0 {
-		return 0
-	}
-	d := policy.Delay
-	for range failures - 2 {
-		if policy.DelayMax > 0 && d >= policy.DelayMax {
-			break
-		}
-		if d > d*2 { // overflow
-			break
-		}
-		d *= 2
-	}
-	if policy.DelayMax > 0 {
-		d = min(d, policy.DelayMax)
-	}
-	return d
-}
-
-// End says how a task ended, in half a sentence: "exited with code 1", "was killed for memory (OOM)".
-func End(t *cluster.Task) string {
-	switch {
-	case !t.Observed.Terminal():
-		return "is " + t.Observed.String()
-	case t.Observed == cluster.ObservedLost:
-		return "was lost: " + cmp.Or(t.Reason, "its node is gone")
-	case t.Observed == cluster.ObservedRejected:
-		return "was rejected: " + cmp.Or(t.Reason, "its node cannot run it")
-	case t.Exit == nil:
-		return cmp.Or(t.Reason, "ended as "+t.Observed.String())
-	case t.Exit.OOM:
-		return "was killed for memory (OOM)"
-	case t.Observed == cluster.ObservedFailed && t.Reason != "":
-		return "failed: " + t.Reason // the node knows best: a probe that gave up, say
-	case t.Exit.Unknown:
-		return "ended unseen, its exit code is unknown"
-	case t.Exit.Signal != "":
-		return "was killed by " + t.Exit.Signal
-	}
-	return fmt.Sprintf("exited with code %d", t.Exit.Code)
 }
 
 // wait notes why the service waits; the first reason stands for all.

@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"testing"
 	"time"
@@ -17,6 +18,8 @@ type world struct {
 	ids     int
 	// history of what planning did, for assertions
 	why []Reason
+	// manual leaves it to the test to say what nodes have of the images that are wanted; else they have them at once.
+	manual bool
 }
 
 type fataler interface {
@@ -84,8 +87,40 @@ func (w *world) node(n int, change func(*cluster.Node)) {
 	w.in.Nodes.Nodes = nodes
 }
 
-// plan reconciles once, checks that the result is a fixed point, stores it and gives new tasks ids, nodes and addresses.
+// plan reconciles, once more when nodes have got images that the first plan waits for, and returns all that was decided.
 func (w *world) plan(t fataler) Plan {
+	t.Helper()
+	p := w.once(t)
+	if w.manual || !w.prepare(cluster.Prepared{Present: true}) {
+		return p
+	}
+	q := w.once(t)
+	q.Create, q.Stop, q.Delete, q.Why = append(p.Create, q.Create...), append(p.Stop, q.Stop...), append(p.Delete, q.Delete...), append(p.Why, q.Why...)
+	if q.Rollout == nil {
+		q.Rollout = p.Rollout
+	}
+	return q
+}
+
+// prepare makes every node that is to have an image say so, and reports whether that is news.
+func (w *world) prepare(as cluster.Prepared) (news bool) {
+	for _, want := range Images(w.in) {
+		as.Revision, as.Since = want.Revision, want.Since
+		old := w.in.Nodes.Nodes[want.Node]
+		if old == nil || len(old.Prepared) > 0 && old.Prepared[0] == as {
+			continue
+		}
+		c := cluster.Copy(old)
+		c.Prepared = []cluster.Prepared{as}
+		nodes := maps.Clone(w.in.Nodes.Nodes)
+		nodes[c.ID] = c
+		w.in.Nodes.Nodes, news = nodes, true
+	}
+	return news
+}
+
+// once reconciles once, checks that the result is a fixed point, stores it and gives new tasks ids, nodes and addresses.
+func (w *world) once(t fataler) Plan {
 	t.Helper()
 	p := Reconcile(w.in)
 	after := Apply(w.in, p)

@@ -1,6 +1,7 @@
 // Package agentapi holds the messages between an agent and a manager.
 //
-// An agent opens one session to any manager. It says Hello, gets one full Update and then diffs, and sends Reports. The
+// An agent opens one session to any manager. It says Hello, gets one full Update and then diffs, or only diffs when the
+// manager still knows what the agent knows (Hello.Known), and sends Reports. The
 // structs travel as they are: as values within one process, as CBOR between machines.
 //
 // Invariants: an Update's Version only grows within a session; an Update with Full set replaces everything before it; an
@@ -24,8 +25,9 @@ type Hello struct {
 	Node        cluster.ID              `json:"node"`
 	Name        string                  `json:"name"`
 	Description cluster.NodeDescription `json:"description"`
-	// Applied is the version up to which the agent still knows its assignments; zero asks for everything.
-	Applied cluster.Version `json:"applied,omitempty"`
+	// Known is the version of the last Update that the agent took, if it still knows all of what it was told; zero asks for
+	// everything.
+	Known cluster.Version `json:"known,omitempty"`
 	// Session grows with each session of the node, so that of two that seem open the newer one is known.
 	Session uint64 `json:"session,omitempty"`
 }
@@ -54,7 +56,22 @@ type Assignment struct {
 	Internal bool `json:"internal,omitempty"`
 	// Networks are the ids of the networks that the task is on.
 	Networks []cluster.ID `json:"networks,omitempty"`
+	// Auth are the credentials for the registry of the task's image; nil: none are known.
+	Auth *RegistryAuth `json:"auth,omitempty"`
 }
+
+// RegistryAuth are the credentials for one registry. A node keeps them in memory only.
+type RegistryAuth struct {
+	Host     string `json:"host"` // as in image names: "docker.io", "registry.example:5000"
+	Username string `json:"username"`
+	Password string `json:"password"`
+}
+
+// String keeps the password out of logs and messages.
+func (a RegistryAuth) String() string { return a.Username + " at " + a.Host }
+
+// GoString does for %#v what String does for %v.
+func (a RegistryAuth) GoString() string { return a.String() }
 
 // Endpoint is a ready task's address.
 type Endpoint struct {
@@ -125,6 +142,8 @@ type Update struct {
 	Network *NetworkState `json:"network,omitempty"`
 	// RemoveVolumes are volumes to delete on this node; the agent reports each in VolumesRemoved.
 	RemoveVolumes []string `json:"removeVolumes,omitempty"`
+	// Prepare are all the images that the node is to have for rollouts; nil when unchanged.
+	Prepare *Preparation `json:"prepare,omitempty"`
 	// Node carries the subnet and the pools that the node's network is to use; nil when unchanged.
 	Node *NodeConfig `json:"node,omitempty"`
 	// Membership is what the node must know of its cluster; nil when unchanged.
@@ -154,6 +173,26 @@ type Manager struct {
 	Address string     `json:"address"` // host:port
 }
 
+// Preparation is all that a node is to have ready before a rollout stops anything on it. The agent says what came of each in
+// Report.Prepared.
+type Preparation struct {
+	Images []ImageWant `json:"images,omitempty"`
+}
+
+// ImageWant is an image to have on the node. Each Since is a want of its own: with policy always the image is asked for anew.
+type ImageWant struct {
+	Revision cluster.ID      `json:"revision"`
+	Since    time.Time       `json:"since"`
+	Image    string          `json:"image"`
+	Policy   spec.PullPolicy `json:"policy,omitempty"`
+	Auth     *RegistryAuth   `json:"auth,omitempty"`
+}
+
+// PreparedImages is what came of each image of the last Preparation.
+type PreparedImages struct {
+	Images []cluster.Prepared `json:"images,omitempty"`
+}
+
 // NodeConfig is what a node must know of itself. It stays comparable.
 type NodeConfig struct {
 	Subnet      netip.Prefix `json:"subnet"`
@@ -167,6 +206,17 @@ type NodeConfig struct {
 	MeshEpoch uint64 `json:"meshEpoch,omitempty"`
 }
 
+// StandIn is a task that a node made by itself while no manager could be reached, in the place of one that had ended there.
+// The manager either takes it over, under the id that the node gave it, and sends it as an assignment, or refuses it: then
+// its id is in Update.Removed. It must do one of them for every stand-in that it is told of.
+type StandIn struct {
+	// For is the end of the task whose place it has; the manager hears of that end here and not in Report.Tasks.
+	For      cluster.Status `json:"for"`
+	Created  time.Time      `json:"created"`
+	Failures int            `json:"failures,omitempty"` // ends in a row before it, as in cluster.Task
+	Status   cluster.Status `json:"status"`             // its own
+}
+
 // Report is what an agent sends.
 type Report struct {
 	// Applied is the newest Update version that the node's load balancers follow.
@@ -175,8 +225,16 @@ type Report struct {
 	VolumesRemoved []string                 `json:"volumesRemoved,omitempty"`
 	Description    *cluster.NodeDescription `json:"description,omitempty"` // when it changed
 	Notes          []Note                   `json:"notes,omitempty"`
+	StandIns       []StandIn                `json:"standIns,omitempty"`
+	Prepared       *PreparedImages          `json:"prepared,omitempty"` // when it changed
 	// Beat numbers the agent's heartbeats of a session, from 1; zero: this report is none.
 	Beat uint64 `json:"beat,omitempty"`
+}
+
+// Empty reports whether there is nothing in it that a manager has to write.
+func (r *Report) Empty() bool {
+	return len(r.Tasks) == 0 && len(r.VolumesRemoved) == 0 && len(r.Notes) == 0 && r.Description == nil && len(r.StandIns) == 0 &&
+		r.Prepared == nil
 }
 
 // Note is something that a user should see and that changes no state: it becomes an Event.

@@ -15,6 +15,8 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
+
+	"baton/internal/durable"
 )
 
 // The files of a machine's credentials, all in one directory that only its owner may enter.
@@ -22,6 +24,7 @@ const (
 	keyFile   = "node.key" // the private key; it never leaves the machine
 	certFile  = "node.crt" // the certificate, then that of the authority that signed it
 	rootsFile = "roots.crt"
+	keyNext   = "node.key.next" // the key of a certificate that is being installed
 )
 
 // ErrNoCertificate means that the machine has not joined a cluster.
@@ -32,7 +35,7 @@ var ErrNoCertificate = errors.New("this machine has no certificate: it has not j
 //	DIR/node.key   DIR/node.crt   DIR/roots.crt
 //
 // A new certificate comes with a new key. Both are written to the side and renamed, the key first; a crash in between leaves a
-// pair that does not match, which Open tells from a good one and mends with the copy beside it (node.key.new).
+// pair that does not match, which Open tells from a good one and mends with the copy beside it (node.key.next).
 type Files struct {
 	dir   string
 	state atomic.Pointer[loaded]
@@ -71,7 +74,7 @@ func (f *Files) load() error {
 			return err
 		}
 		// The certificate came with a key whose renaming did not happen any more.
-		if cert, err = tls.LoadX509KeyPair(filepath.Join(f.dir, certFile), filepath.Join(f.dir, keyFile+".new")); err != nil {
+		if cert, err = tls.LoadX509KeyPair(filepath.Join(f.dir, certFile), filepath.Join(f.dir, keyNext)); err != nil {
 			return err
 		}
 	}
@@ -133,7 +136,7 @@ func (f *Files) Install(r Request, certPEM, rootsPEM []byte) error {
 		return err
 	}
 	// The key waits beside the old one until the certificate is there: each of them is in one file with its match at any time.
-	if err := f.write(keyFile+".new", r.key); err != nil {
+	if err := f.write(keyNext, r.key); err != nil {
 		return err
 	}
 	if err := f.write(certFile, certPEM); err != nil {
@@ -141,6 +144,9 @@ func (f *Files) Install(r Request, certPEM, rootsPEM []byte) error {
 	}
 	if err := f.write(keyFile, r.key); err != nil {
 		return err
+	}
+	if err := os.Remove(filepath.Join(f.dir, keyNext)); err != nil {
+		return fmt.Errorf("credentials: %w", err)
 	}
 	return f.load()
 }
@@ -165,23 +171,8 @@ func (f *Files) writeRoots(rootsPEM []byte) error {
 
 // write replaces a file so that a power cut leaves the old one or the whole new one.
 func (f *Files) write(name string, data []byte) error {
-	path := filepath.Join(f.dir, name)
-	t, err := os.CreateTemp(f.dir, ".new-")
-	if err != nil {
+	if err := durable.Write(filepath.Join(f.dir, name), data, 0o600); err != nil {
 		return fmt.Errorf("credentials: %w", err)
 	}
-	_, err = t.Write(data)
-	err = errors.Join(err, t.Sync(), t.Close())
-	if err == nil {
-		err = os.Rename(t.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(t.Name()) // it may be renamed already
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	d, err := os.Open(f.dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return nil
 }
