@@ -60,3 +60,11 @@ type Certificate struct {
 	Roots       []byte   `json:"roots"`
 	Managers    []string `json:"managers"`
 }
+
+// BackupRequest asks for a backup of the cluster.
+type BackupRequest struct {
+	// Recipients are the age public keys of those who can open it.
+	Recipients []string `json:"recipients,omitempty" doc:"age public keys (age1…); any of them opens the backup"`
+	// Unencrypted asks for a backup in clear. Whoever reads it has the cluster's keys.
+	Unencrypted bool `json:"unencrypted,omitempty"`
+}

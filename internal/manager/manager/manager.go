@@ -136,7 +136,7 @@ func Open(ctx context.Context, cfg Config) (_ *Manager, err error) {
 	m.dispatcher = dispatch.New(dispatch.Config{Store: m.store, Log: m.log, Opener: m.sealer, Logger: cfg.Logger, Now: time.Now, Attendant: m})
 	m.controller = control.New(control.Config{Store: m.store, Log: m.raft, Acks: m.roster, Logger: cfg.Logger, Seed: seed(cfg.NodeID), Now: cfg.Now})
 	m.api = server.New(server.Config{
-		Log: m.log, Store: m.store, Nodes: m.nodes, Sealer: m.sealer, Keeper: m.keeper, Members: m.membersNow, Planner: planner{seed: seed(cfg.NodeID)},
+		Log: m.log, Store: m.store, Nodes: m.nodes, Sealer: m.sealer, Keeper: m.keeper, Members: m.membersNow, Backup: m.backup, Planner: planner{seed: seed(cfg.NodeID)},
 		ClusterName: cfg.ClusterName, Version: cfg.Version, Logger: cfg.Logger,
 	})
 	m.local = m.httpServer(m.api.Handler())

@@ -43,6 +43,7 @@ func (s *Server) clusterRoutes() {
 		func(ctx context.Context, in *struct{ Body api.CertificateRequest }) (api.Certificate, error) {
 			return s.signCertificate(ctx, in.Body)
 		})
+	s.backupRoute()
 	type removeIn struct {
 		NamePath
 		Force bool `query:"force" doc:"also when it is connected, or has tasks"`
