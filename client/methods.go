@@ -133,6 +133,11 @@ func (c *Client) RotateAuthority(ctx context.Context) (api.Cluster, error) {
 	return send[api.Cluster](ctx, c, http.MethodPost, path("cluster", "authority", "rotate"), nil, struct{}{})
 }
 
+// Doctor looks at the cluster and at every node that is connected.
+func (c *Client) Doctor(ctx context.Context) ([]api.Check, error) {
+	return get[[]api.Check](ctx, c, path("cluster", "doctor"), nil)
+}
+
 // Backup writes a backup of the cluster to w. After an error, what was written is worth nothing.
 func (c *Client) Backup(ctx context.Context, req api.BackupRequest, w io.Writer) error {
 	b, err := json.Marshal(req)

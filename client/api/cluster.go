@@ -68,3 +68,22 @@ type BackupRequest struct {
 	// Unencrypted asks for a backup in clear. Whoever reads it has the cluster's keys.
 	Unencrypted bool `json:"unencrypted,omitempty"`
 }
+
+// CheckResult is what came of a check.
+type CheckResult string
+
+// The results of a check.
+const (
+	CheckOK   CheckResult = "ok"
+	CheckWarn CheckResult = "warn" // it works; something may stop to
+	CheckFail CheckResult = "fail" // something does not work
+)
+
+// Check is one thing that the doctor looked at.
+type Check struct {
+	Name    string      `json:"name" doc:"what was looked at: quorum, clock, disk, ports, mesh, certificate, kernel, connections, version"`
+	Node    string      `json:"node,omitempty" doc:"name of the node; empty: the cluster as a whole"`
+	Result  CheckResult `json:"result" enum:"ok,warn,fail"`
+	Message string      `json:"message"`
+	Mend    string      `json:"mend,omitempty" doc:"what to do about it"`
+}

@@ -269,7 +269,7 @@ func (a *app) clusterCmd() *cobra.Command {
 		Use: "rotate", Args: cobra.NoArgs, Short: "Change the mesh keys of all nodes; open connections go on",
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.rotateMesh(cmd.Context()) },
 	})
-	for _, c := range []*cobra.Command{status, ca, mesh, a.backupCmd(), a.restoreCmd(), a.recoverCmd()} {
+	for _, c := range []*cobra.Command{status, ca, mesh, a.doctorCmd(), a.backupCmd(), a.restoreCmd(), a.recoverCmd()} {
 		if c != nil {
 			cmd.AddCommand(c)
 		}

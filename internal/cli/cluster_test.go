@@ -210,6 +210,16 @@ func (*fakeNode) LoadImage(_ context.Context, archive io.Reader) ([]string, erro
 
 func (*fakeNode) RemoveImage(context.Context, string) error { return nil }
 
+func (*fakeNode) Diagnose(_ context.Context, ways []agentapi.Way) (agentapi.Diagnosis, error) {
+	d := agentapi.Diagnosis{Began: time.Now(), Ended: time.Now(), Sync: 700 * time.Millisecond, DiskFree: 1 << 30, DiskSize: 100 << 30, Features: []agentapi.Feature{
+		{Name: "nftables"}, {Name: "wireguard", Missing: "not in this kernel", Optional: true, Instead: "in process"},
+	}}
+	for _, w := range ways {
+		d.Tried = append(d.Tried, agentapi.Tried{Way: w, Open: true})
+	}
+	return d, nil
+}
+
 // run runs one command line and returns what it printed and its exit code.
 func (c *testCluster) run(in string, args ...string) (out, errOut string, code int) {
 	c.t.Helper()

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -125,6 +126,7 @@ func others(snap store.Snapshot, keep func(*cluster.Node) bool) []string {
 			out = append(out, n.Name)
 		}
 	}
+	slices.Sort(out)
 	return out
 }
 

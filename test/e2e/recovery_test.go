@@ -105,8 +105,8 @@ func (c *machines) refusedRestores(m *machine, file, backup string) {
 	pass := m.write("good-pass", "correct horse battery\n")
 	for name, try := range map[string]struct{ file, pass, want string }{
 		"wrong passphrase": {file, m.write("wrong-pass", "correct horse bakery\n"), "the passphrase does not open"},
-		"cut off":          {m.write("cut", backup[:len(backup)-100]), pass, "damaged"},
-		"changed":          {m.write("changed", backup[:len(backup)/2]+"x"+backup[len(backup)/2+1:]), pass, "damaged"},
+		"cut off":          {m.write("cut", backup[:len(backup)-100]), pass, "not a whole backup"},
+		"changed":          {m.write("changed", backup[:len(backup)/2]+"x"+backup[len(backup)/2+1:]), pass, "not a whole backup"},
 		"something else":   {m.write("else", "services: {}\n"), pass, "not a whole backup"},
 		"not there":        {filepath.Join(m.dir, "nothing"), pass, "no such file"},
 	} {

@@ -44,6 +44,8 @@ func (s *Server) clusterRoutes() {
 			return s.signCertificate(ctx, in.Body)
 		})
 	s.backupRoute()
+	handle(s, operation{method: http.MethodGet, path: "/v1/cluster/doctor", id: "examineCluster", summary: "Look at the cluster and at every connected node: what is wrong, and the mend", tag: "cluster"},
+		func(ctx context.Context, _ *none) ([]api.Check, error) { return s.doctor(ctx), nil })
 	type removeIn struct {
 		NamePath
 		Force bool `query:"force" doc:"also when it is connected, or has tasks"`
