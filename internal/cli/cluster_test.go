@@ -36,6 +36,8 @@ type testCluster struct {
 	log   *consensus.Memory
 	addr  string
 	now   func() time.Time
+
+	backupFault error // befalls the server in the middle of a backup
 }
 
 // allAcked stands for nodes whose load balancers follow at once.
@@ -70,6 +72,10 @@ func newCluster(t *testing.T, loops bool) *testCluster {
 	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
 	srv := server.New(server.Config{
 		Log: c.log, Store: st, Sealer: sealer, Planner: planner{}, ClusterName: "test", Version: "1.2.3", Logger: quiet,
+		Backup: func(w io.Writer) error {
+			_, err := io.WriteString(w, backedUp)
+			return errors.Join(err, c.backupFault)
+		},
 		Nodes: func(n cluster.ID) (agentapi.NodeServices, bool) { return &fakeNode{}, n == id(1) },
 	})
 	l, err := server.ListenUnix(filepath.Join(dir, "s"))
