@@ -138,6 +138,17 @@ func (c *Client) Doctor(ctx context.Context) ([]api.Check, error) {
 	return get[[]api.Check](ctx, c, path("cluster", "doctor"), nil)
 }
 
+// Lock locks the sealing key on every manager's disk, or takes the lock off.
+func (c *Client) Lock(ctx context.Context, off bool) (api.LockResult, error) {
+	return send[api.LockResult](ctx, c, http.MethodPost, path("cluster", "lock"), nil, api.LockRequest{Off: off})
+}
+
+// Unlock lets the locked manager behind the local socket open its state.
+func (c *Client) Unlock(ctx context.Context, key string) error {
+	_, err := send[struct{}](ctx, c, http.MethodPost, path("cluster", "unlock"), nil, api.UnlockRequest{Key: key})
+	return err
+}
+
 // Backup writes a backup of the cluster to w. After an error, what was written is worth nothing.
 func (c *Client) Backup(ctx context.Context, req api.BackupRequest, w io.Writer) error {
 	b, err := json.Marshal(req)

@@ -16,6 +16,8 @@ type Cluster struct {
 	Authority string `json:"authority,omitempty"`
 	// Rotating says how far a rotation of the authority has come; empty when there is none.
 	Rotating string `json:"rotating,omitempty"`
+	// Locked says that managers need the unlock key when they start.
+	Locked bool `json:"locked,omitempty"`
 }
 
 // Manager is a node that keeps the cluster's state.
@@ -86,4 +88,20 @@ type Check struct {
 	Result  CheckResult `json:"result" enum:"ok,warn,fail"`
 	Message string      `json:"message"`
 	Mend    string      `json:"mend,omitempty" doc:"what to do about it"`
+}
+
+// LockRequest locks the sealing key on every manager's disk, or takes the lock off.
+type LockRequest struct {
+	Off bool `json:"off,omitempty"`
+}
+
+// LockResult is the lock as it is then. Key is shown this once; managers that start need it.
+type LockResult struct {
+	Locked bool   `json:"locked"`
+	Key    string `json:"key,omitempty"`
+}
+
+// UnlockRequest lets a locked manager open its state.
+type UnlockRequest struct {
+	Key string `json:"key"`
 }

@@ -49,7 +49,7 @@ func restore(_ context.Context, o cli.RestoreOptions) (cli.Recovered, error) {
 }
 
 func recoverAlone(_ context.Context, o cli.RecoverOptions) (cli.Recovered, error) {
-	m, err := process.OpenStopped(o.DataDir)
+	m, err := process.OpenStopped(o.DataDir, o.UnlockKey)
 	if err != nil {
 		return cli.Recovered{}, err
 	}

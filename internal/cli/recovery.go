@@ -24,63 +24,74 @@ const (
 	identityMax   = 1 << 20
 )
 
-// secretFlags are the ways to a passphrase. It is never an argument: those can be seen by everyone on the machine.
+// secretFlags are the ways to a passphrase or key. It is never an argument: those can be seen by everyone on the machine.
 type secretFlags struct {
+	what  string // "passphrase" or "key"
+	flag  string // start of its flags
 	file  string
 	stdin bool
 }
 
-func (s *secretFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&s.file, "passphrase-file", "", "file whose first line is the passphrase")
-	cmd.Flags().BoolVar(&s.stdin, "passphrase-stdin", false, "read the passphrase from standard input")
+func (s *secretFlags) add(cmd *cobra.Command, what, flag string) {
+	s.what, s.flag = what, flag
+	cmd.Flags().StringVar(&s.file, flag+"-file", "", "file whose first line is the "+what)
+	cmd.Flags().BoolVar(&s.stdin, flag+"-stdin", false, "read the "+what+" from standard input")
 }
 
 func (s *secretFlags) given() bool { return s.file != "" || s.stdin }
 
-// passphrase reads a passphrase from where the flags say, else asks for it, a new one twice.
-func (a *app) passphrase(s *secretFlags, fresh bool) (string, error) {
-	switch {
-	case s.file != "" && s.stdin:
-		return "", usageError("--passphrase-file and --passphrase-stdin exclude each other")
-	case s.given():
-		name := s.file
-		if s.stdin {
-			name = "-"
-		}
-		data, err := a.readSource(name, passwordMax)
-		if err != nil {
-			return "", err
-		}
-		line, _, _ := strings.Cut(string(data), "\n")
-		return checkPassphrase(strings.TrimSuffix(line, "\r"), fresh)
+// secret reads a passphrase or key from where the flags say, else asks for it.
+func (a *app) secret(s *secretFlags) (string, error) {
+	if s.file != "" && s.stdin {
+		return "", usageError("--%s-file and --%s-stdin exclude each other", s.flag, s.flag)
 	}
-	tty, ok := terminal(a.in)
-	if !ok {
-		return "", api.Errorf(api.CodeInvalid, "no passphrase").WithMend("give --passphrase-file FILE or --passphrase-stdin")
+	if !s.given() {
+		return a.askSecret(s, "")
 	}
-	ask := func(prompt string) (string, error) {
-		fmt.Fprint(a.err, prompt)
-		line, err := term.ReadPassword(int(tty.Fd()))
-		fmt.Fprintln(a.err)
-		return string(line), err
+	name := s.file
+	if s.stdin {
+		name = "-"
 	}
-	first, err := ask("Passphrase: ")
-	if err != nil || !fresh {
-		return first, err
-	}
-	again, err := ask("Again: ")
-	if err == nil && again != first {
-		err = api.Errorf(api.CodeInvalid, "the two are not the same")
-	}
+	data, err := a.readSource(name, passwordMax)
 	if err != nil {
 		return "", err
 	}
-	return checkPassphrase(first, true)
+	line, _, _ := strings.Cut(string(data), "\n")
+	if line = strings.TrimSuffix(line, "\r"); line == "" {
+		return "", api.Errorf(api.CodeInvalid, "the %s is empty", s.what).At(name)
+	}
+	return line, nil
 }
 
-func checkPassphrase(text string, fresh bool) (string, error) {
-	if text == "" || fresh && len(text) < passphraseMin {
+// askSecret asks for it on the terminal, without showing it.
+func (a *app) askSecret(s *secretFlags, again string) (string, error) {
+	tty, ok := terminal(a.in)
+	if !ok {
+		return "", api.Errorf(api.CodeInvalid, "no %s", s.what).WithMend("give --%s-file FILE or --%s-stdin", s.flag, s.flag)
+	}
+	fmt.Fprintf(a.err, "%s%s: ", s.what, again)
+	line, err := term.ReadPassword(int(tty.Fd()))
+	fmt.Fprintln(a.err)
+	return string(line), err
+}
+
+// freshPassphrase reads a passphrase that is to be used from now on; typed in, it is typed twice.
+func (a *app) freshPassphrase(s *secretFlags) (string, error) {
+	text, err := a.secret(s)
+	if err != nil {
+		return "", err
+	}
+	if len(text) < passphraseMin {
 		return "", api.Errorf(api.CodeInvalid, "a passphrase of %d characters", len(text)).WithMend("use at least %d", passphraseMin)
+	}
+	if !s.given() {
+		again, err := a.askSecret(s, ", again")
+		if err != nil {
+			return "", err
+		}
+		if again != text {
+			return "", api.Errorf(api.CodeInvalid, "the two are not the same")
+		}
 	}
 	return text, nil
 }
@@ -116,14 +127,14 @@ It is encrypted with a passphrase, or to age public keys (--recipient), so that 
 				}
 				return c.Backup(cmd.Context(), req, a.out)
 			}
-			text, err := a.passphrase(&secret, true)
+			text, err := a.freshPassphrase(&secret)
 			if err != nil {
 				return err
 			}
 			return a.backupWith(cmd.Context(), text)
 		},
 	}
-	secret.add(cmd)
+	secret.add(cmd, "passphrase", "passphrase")
 	cmd.Flags().StringSliceVar(&req.Recipients, "recipient", nil, "age public key that can open it; may be given more than once")
 	cmd.Flags().BoolVar(&req.Unencrypted, "unencrypted", false, "write it in clear: whoever reads it has the cluster's keys")
 	return cmd
@@ -180,8 +191,9 @@ type RestoreOptions struct {
 
 // RecoverOptions are what `baton cluster recover` was given. Confirm is asked once it is known what would be done.
 type RecoverOptions struct {
-	DataDir string
-	Confirm func(Recovered) error
+	DataDir   string
+	UnlockKey string // of a locked cluster
+	Confirm   func(Recovered) error
 }
 
 // Recovered is what a restore or a recovery came to.
@@ -233,7 +245,7 @@ Machines of the old cluster that still run must not go on beside the restored on
 			return nil
 		},
 	}
-	secret.add(cmd)
+	secret.add(cmd, "passphrase", "passphrase")
 	cmd.Flags().StringVar(&identity, "identity", "", "file with the age secret key that opens the backup")
 	cmd.Flags().StringVar(&o.DataDir, "data-dir", dataDir(), "the directory, empty or not there yet (BATON_DATA_DIR)")
 	cmd.Flags().StringVar(&o.Name, "name", "", "name of the new node (default: the host's)")
@@ -256,7 +268,7 @@ func (a *app) openBackup(file io.Reader, secret *secretFlags, identity string) (
 			return nil, api.Errorf(api.CodeInvalid, "%s", err).At(identity).WithMend("give the file that `age-keygen` made")
 		}
 	} else {
-		text, err := a.passphrase(secret, false)
+		text, err := a.secret(secret)
 		if err != nil {
 			return nil, err
 		}
@@ -293,6 +305,7 @@ func (a *app) recoverCmd() *cobra.Command {
 		return nil
 	}
 	var o RecoverOptions
+	var key secretFlags
 	cmd := &cobra.Command{
 		Use: "recover", Args: cobra.NoArgs, Short: "Let a stopped manager go on alone when most managers are lost for good",
 		Long: `Let a stopped manager go on alone when most of the managers are lost for good and the cluster takes no changes any more.
@@ -308,6 +321,12 @@ With several managers left, take the one that "baton cluster status" showed as t
 				}
 				return a.confirm(cmd.Context(), fmt.Sprintf("Let %s go on as the only manager of cluster %s?", r.Node, r.Cluster))
 			}
+			var err error
+			if key.given() {
+				if o.UnlockKey, err = a.secret(&key); err != nil {
+					return err
+				}
+			}
 			done, err := a.hooks.Recover(cmd.Context(), o)
 			if err != nil {
 				return err
@@ -316,6 +335,7 @@ With several managers left, take the one that "baton cluster status" showed as t
 			return nil
 		},
 	}
+	key.add(cmd, "unlock key", "unlock-key")
 	cmd.Flags().StringVar(&o.DataDir, "data-dir", dataDir(), "the manager's directory (BATON_DATA_DIR)")
 	return cmd
 }

@@ -140,9 +140,9 @@ type Stopped struct {
 	found  consensus.Salvaged
 }
 
-// OpenStopped reads the state of a stopped manager. It refuses while a server runs on the directory, and keeps one from
-// starting until Close.
-func OpenStopped(dataDir string) (_ *Stopped, err error) {
+// OpenStopped reads the state of a stopped manager; unlock is the text of the unlock key when it is locked. It refuses while a
+// server runs on the directory, and keeps one from starting until Close.
+func OpenStopped(dataDir, unlock string) (_ *Stopped, err error) {
 	dir, err := prepare(dataDir)
 	if err != nil {
 		return nil, err
@@ -166,7 +166,7 @@ func OpenStopped(dataDir string) (_ *Stopped, err error) {
 	if f.Role != transport.RoleManager || f.Entering {
 		return nil, fmt.Errorf("node %s is no manager, or has not got the cluster's state yet: recover on one of the managers, or restore a backup with `baton cluster restore`", f.Name)
 	}
-	if m.sealer, err = identity.OpenSealer(m.managerDir()); err != nil {
+	if m.sealer, err = openSealer(m.managerDir(), unlock); err != nil {
 		return nil, err
 	}
 	key, err := m.sealer.LogKey()
@@ -177,6 +177,24 @@ func OpenStopped(dataDir string) (_ *Stopped, err error) {
 		return nil, err
 	}
 	return m, nil
+}
+
+// openSealer reads the sealing key of a manager that does not run.
+func openSealer(dir, unlock string) (*identity.Sealer, error) {
+	is, err := identity.Locked(dir)
+	switch {
+	case err != nil:
+		return nil, err
+	case !is:
+		return identity.OpenSealer(dir)
+	case unlock == "":
+		return nil, fmt.Errorf("%w: give it with --unlock-key-file or --unlock-key-stdin", identity.ErrLocked)
+	}
+	key, err := identity.ParseUnlock(unlock)
+	if err != nil {
+		return nil, err
+	}
+	return identity.Unlock(dir, key)
 }
 
 func (m *Stopped) managerDir() string { return filepath.Join(m.dir, "manager") }
