@@ -78,7 +78,7 @@ func Salvage(dir string, key []byte, s *store.Store) (found Salvaged, err error)
 			err = fmt.Errorf("read the log in %s: %w", dir, err)
 		}
 	}()
-	if _, err := os.Stat(filepath.Join(dir, walDir)); err != nil {
+	if _, err := os.Stat(dir); err != nil {
 		return found, err
 	}
 	lock, err := lockDir(dir)
@@ -103,6 +103,9 @@ func Salvage(dir string, key []byte, s *store.Store) (found Salvaged, err error)
 	if err != nil {
 		return found, err
 	}
+	if err := os.MkdirAll(filepath.Join(dir, walDir), 0o700); err != nil { // a rebuilt log that never ran has none
+		return found, err
+	}
 	meta := new(metadb.BoltMetaDB)
 	if err := finishRotation(filepath.Join(dir, walDir), meta, cfg.SegmentBytes); err != nil {
 		return found, errors.Join(err, meta.Close())
@@ -112,6 +115,9 @@ func Salvage(dir string, key []byte, s *store.Store) (found Salvaged, err error)
 		return found, errors.Join(err, meta.Close())
 	}
 	err = errors.Join(m.salvageEntries(w, &conf, &found), w.Close(), meta.Close())
+	if err == nil && found.Last == 0 {
+		err = errors.New("it is empty: restore a backup")
+	}
 	for _, server := range conf.Servers {
 		found.Members = append(found.Members, Member{ID: string(server.ID), Voter: server.Suffrage == raft.Voter})
 	}

@@ -67,6 +67,12 @@ func TestSalvageAndRebuild(t *testing.T) {
 	if err := consensus.Rebuild(next.Dir, next.NodeID, next.Key, s.Snapshot()); err == nil {
 		t.Error("a log was overwritten")
 	}
+	if s, found := salvaged(t, next.Dir, next.Key); s.Snapshot().Count(cluster.KindNode) != 11 || found.Last != uint64(at) { // before it ever ran
+		t.Errorf("a log that was just rebuilt: %d objects, up to entry %d", s.Snapshot().Count(cluster.KindNode), found.Last)
+	}
+	if _, err := consensus.Salvage(t.TempDir(), next.Key, store.New()); err == nil || !strings.Contains(err.Error(), "it is empty") {
+		t.Errorf("an empty directory: got %v", err)
+	}
 	again := open(t, next)
 	if got := next.Store.Snapshot().Hash(); got != s.Snapshot().Hash() {
 		t.Errorf("the rebuilt log has the hash %x, want %x", got, s.Snapshot().Hash())
