@@ -45,7 +45,7 @@ func (s *Server) clusterRoutes() {
 		})
 	s.backupRoute()
 	s.lockRoutes()
-	handle(s, operation{method: http.MethodGet, path: "/v1/cluster/doctor", id: "examineCluster", summary: "Look at the cluster and at every connected node: what is wrong, and the mend", tag: "cluster"},
+	handle(s, operation{method: http.MethodGet, path: "/v1/cluster/doctor", id: "examineCluster", summary: "Look at the cluster and at every connected node: what is wrong, and the mend", tag: "cluster", long: true},
 		func(ctx context.Context, _ *none) ([]api.Check, error) { return s.doctor(ctx), nil })
 	type removeIn struct {
 		NamePath

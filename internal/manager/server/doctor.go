@@ -47,6 +47,7 @@ type examined struct {
 // patient is all that the doctor knows. What it makes of it depends on nothing else.
 type patient struct {
 	now      time.Time
+	mesh     cluster.Mesh
 	leader   string // id
 	voters   []string
 	roots    []*x509.Certificate
@@ -59,6 +60,9 @@ func (s *Server) doctor(ctx context.Context) []api.Check {
 	snap := s.cfg.Store.Snapshot()
 	p := patient{now: s.cfg.Now(), managers: s.cfg.Members != nil}
 	p.leader, p.voters = s.members()
+	if settings, ok := snap.Settings(); ok {
+		p.mesh = settings.Mesh
+	}
 	if a, ok := store.Get[*cluster.Authority](snap, cluster.AuthorityID); ok {
 		for _, der := range a.Roots {
 			if c, err := x509.ParseCertificate(der); err == nil { // it was made by us
@@ -155,7 +159,7 @@ func (p patient) checks() []api.Check {
 		out = append(out, p.clock(e), disk(e), latency(e))
 		out = append(out, reach(e)...)
 		out = append(out, p.certificate(e))
-		out = append(out, kernel(e)...)
+		out = append(out, p.kernel(e)...)
 	}
 	out = append(out, p.versions())
 	all := make([]api.Check, 0, len(out))
@@ -311,11 +315,11 @@ func (p patient) certificate(e examined) finding {
 }
 
 // kernel judges what the node found of its kernel.
-func kernel(e examined) []finding {
+func (p patient) kernel(e examined) []finding {
 	var missing, instead []string
 	for _, f := range e.diagnosis.Features {
 		switch {
-		case f.Missing == "":
+		case f.Missing == "", f.Mesh != "" && f.Mesh != p.mesh:
 		case f.Optional:
 			instead = append(instead, fmt.Sprintf("no %s: %s", f.Name, f.Instead))
 		default:

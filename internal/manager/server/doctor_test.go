@@ -32,44 +32,56 @@ func wellPatient() *patient {
 	return p
 }
 
+type plantedFault struct {
+	plant func(*patient)
+	want  string // check node result, of the one finding that is not ok
+	says  string // in its message or mend
+}
+
+var plantedFaults = map[string]plantedFault{
+	"well":      {func(*patient) {}, "", ""},
+	"no leader": {func(p *patient) { p.leader = "" }, "quorum  fail", "cluster recover"},
+	"a manager away": {func(p *patient) {
+		p.nodes[2].connected, p.nodes[2].node.State = false, cluster.NodeDown
+	}, "quorum  warn", "away: m3"},
+	"two managers":              {func(p *patient) { p.voters = p.voters[:2] }, "quorum  warn", "third"},
+	"four managers":             {func(p *patient) { p.voters = append(p.voters, p.nodes[3].node.ID.String()) }, "quorum  warn", "no safer than with 3"},
+	"clock a little off":        {func(p *patient) { p.nodes[1].skew = 300 * time.Millisecond }, "clock m2 warn", "300ms ahead of"},
+	"clock far off":             {func(p *patient) { p.nodes[3].skew = -time.Minute }, "clock w1 fail", "NTP"},
+	"disk fills":                {func(p *patient) { p.nodes[0].diagnosis.DiskFree = 3 << 30 }, "disk m1 warn", "3.0 of 100.0 GiB"},
+	"disk full":                 {func(p *patient) { p.nodes[0].diagnosis.DiskFree = 3 << 20 }, "disk m1 fail", "free some space"},
+	"slow disk of a manager":    {func(p *patient) { p.nodes[0].diagnosis.Sync = 80 * time.Millisecond }, "disk latency m1 warn", "80ms"},
+	"stalled disk of a manager": {func(p *patient) { p.nodes[0].diagnosis.Sync = time.Second }, "disk latency m1 fail", "faster"},
+	"slow disk of a worker":     {func(p *patient) { p.nodes[3].diagnosis.Sync = 80 * time.Millisecond }, "", ""},
+	"port filtered": {func(p *patient) {
+		p.nodes[3].diagnosis.Tried[0] = agentapi.Tried{Way: agentapi.Way{Name: wayPort + "m1"}, Text: "i/o timeout"}
+	}, "ports w1 fail", "cannot reach m1"},
+	"port closed": {func(p *patient) {
+		p.nodes[3].diagnosis.Tried[0] = agentapi.Tried{Way: agentapi.Way{Name: wayPort + "m1"}, Refused: true}
+	}, "ports w1 fail", "TCP"},
+	"mesh filtered": {func(p *patient) {
+		p.nodes[3].diagnosis.Tried[1] = agentapi.Tried{Way: agentapi.Way{Name: wayMesh + "m1"}, Text: "i/o timeout"}
+	}, "mesh w1 fail", "UDP"},
+	"certificate ends": {func(p *patient) { p.nodes[3].node.Description.Expires = examinedAt.Add(10 * 24 * time.Hour) }, "certificate w1 warn", "10 days"},
+	"certificate over": {func(p *patient) { p.nodes[3].node.Description.Expires = examinedAt.Add(-time.Hour) }, "certificate w1 fail", "expired"},
+	"authority ends":   {func(p *patient) { p.roots[0].NotAfter = examinedAt.Add(100 * 24 * time.Hour) }, "authority  warn", "ca rotate"},
+	"no nftables":      {func(p *patient) { p.nodes[3].diagnosis.Features[0].Missing = "protocol not supported" }, "kernel w1 fail", "nftables (protocol not supported)"},
+	"no tun": {func(p *patient) {
+		p.mesh = cluster.MeshWireGuard
+		p.nodes[3].diagnosis.Features = []agentapi.Feature{{Name: "tun", Missing: "no such device", Mesh: cluster.MeshWireGuard}}
+	}, "kernel w1 fail", "tun"},
+	"no tun with another mesh": {func(p *patient) {
+		p.mesh = cluster.MeshVXLAN
+		p.nodes[3].diagnosis.Features = []agentapi.Feature{{Name: "tun", Missing: "no such device", Mesh: cluster.MeshWireGuard}}
+	}, "", ""},
+	"connections full":       {func(p *patient) { p.nodes[3].diagnosis.ConnsUsed = 850 }, "connections w1 warn", "nf_conntrack_max"},
+	"versions differ":        {func(p *patient) { p.nodes[3].node.Description.Version = "0.9" }, "version  warn", "0.9 on w1; 1.0 on m1, m2, m3"},
+	"a node is silent":       {func(p *patient) { p.nodes[3].connected, p.nodes[3].node.State = false, cluster.NodeDown }, "connected w1 warn", "node rm w1"},
+	"a node does not answer": {func(p *patient) { p.nodes[3].err = errTest }, "connected w1 fail", "planted"},
+}
+
 func TestDoctorFindsPlantedFaults(t *testing.T) {
-	for name, c := range map[string]struct {
-		plant func(*patient)
-		want  string // check node result, of the one finding that is not ok
-		says  string // in its message or mend
-	}{
-		"well":      {func(*patient) {}, "", ""},
-		"no leader": {func(p *patient) { p.leader = "" }, "quorum  fail", "cluster recover"},
-		"a manager away": {func(p *patient) {
-			p.nodes[2].connected, p.nodes[2].node.State = false, cluster.NodeDown
-		}, "quorum  warn", "away: m3"},
-		"two managers":              {func(p *patient) { p.voters = p.voters[:2] }, "quorum  warn", "third"},
-		"four managers":             {func(p *patient) { p.voters = append(p.voters, p.nodes[3].node.ID.String()) }, "quorum  warn", "no safer than with 3"},
-		"clock a little off":        {func(p *patient) { p.nodes[1].skew = 300 * time.Millisecond }, "clock m2 warn", "300ms ahead of"},
-		"clock far off":             {func(p *patient) { p.nodes[3].skew = -time.Minute }, "clock w1 fail", "NTP"},
-		"disk fills":                {func(p *patient) { p.nodes[0].diagnosis.DiskFree = 3 << 30 }, "disk m1 warn", "3.0 of 100.0 GiB"},
-		"disk full":                 {func(p *patient) { p.nodes[0].diagnosis.DiskFree = 3 << 20 }, "disk m1 fail", "free some space"},
-		"slow disk of a manager":    {func(p *patient) { p.nodes[0].diagnosis.Sync = 80 * time.Millisecond }, "disk latency m1 warn", "80ms"},
-		"stalled disk of a manager": {func(p *patient) { p.nodes[0].diagnosis.Sync = time.Second }, "disk latency m1 fail", "faster"},
-		"slow disk of a worker":     {func(p *patient) { p.nodes[3].diagnosis.Sync = 80 * time.Millisecond }, "", ""},
-		"port filtered": {func(p *patient) {
-			p.nodes[3].diagnosis.Tried[0] = agentapi.Tried{Way: agentapi.Way{Name: wayPort + "m1"}, Text: "i/o timeout"}
-		}, "ports w1 fail", "cannot reach m1"},
-		"port closed": {func(p *patient) {
-			p.nodes[3].diagnosis.Tried[0] = agentapi.Tried{Way: agentapi.Way{Name: wayPort + "m1"}, Refused: true}
-		}, "ports w1 fail", "TCP"},
-		"mesh filtered": {func(p *patient) {
-			p.nodes[3].diagnosis.Tried[1] = agentapi.Tried{Way: agentapi.Way{Name: wayMesh + "m1"}, Text: "i/o timeout"}
-		}, "mesh w1 fail", "UDP"},
-		"certificate ends":       {func(p *patient) { p.nodes[3].node.Description.Expires = examinedAt.Add(10 * 24 * time.Hour) }, "certificate w1 warn", "10 days"},
-		"certificate over":       {func(p *patient) { p.nodes[3].node.Description.Expires = examinedAt.Add(-time.Hour) }, "certificate w1 fail", "expired"},
-		"authority ends":         {func(p *patient) { p.roots[0].NotAfter = examinedAt.Add(100 * 24 * time.Hour) }, "authority  warn", "ca rotate"},
-		"no nftables":            {func(p *patient) { p.nodes[3].diagnosis.Features[0].Missing = "protocol not supported" }, "kernel w1 fail", "nftables (protocol not supported)"},
-		"connections full":       {func(p *patient) { p.nodes[3].diagnosis.ConnsUsed = 850 }, "connections w1 warn", "nf_conntrack_max"},
-		"versions differ":        {func(p *patient) { p.nodes[3].node.Description.Version = "0.9" }, "version  warn", "0.9 on w1; 1.0 on m1, m2, m3"},
-		"a node is silent":       {func(p *patient) { p.nodes[3].connected, p.nodes[3].node.State = false, cluster.NodeDown }, "connected w1 warn", "node rm w1"},
-		"a node does not answer": {func(p *patient) { p.nodes[3].err = errTest }, "connected w1 fail", "planted"},
-	} {
+	for name, c := range plantedFaults {
 		t.Run(name, func(t *testing.T) {
 			p := wellPatient()
 			c.plant(p)

@@ -1,7 +1,6 @@
 package network
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -18,6 +17,9 @@ type Feature struct {
 	Instead string // what is used in its place; empty: nothing can be
 }
 
+// FeatureTUN is needed by WireGuard in process, and so only where the mesh is WireGuard and the kernel has none.
+const FeatureTUN = "tun"
+
 // Features tries out what this package needs of the kernel, in a network namespace that goes away with the trial.
 func Features() []Feature {
 	out := make(chan []Feature, 1)
@@ -27,14 +29,17 @@ func Features() []Feature {
 			out <- []Feature{{Name: "network namespaces", Err: err}}
 			return
 		}
-		out <- []Feature{
+		list := []Feature{
 			{Name: "network namespaces"},
 			{Name: "veth", Err: tryVeth()},
 			{Name: "nftables", Err: tryTables()},
 			{Name: "connection tracking", Err: tryConntrack()},
-			{Name: "tun", Err: tryTUN()},
 			{Name: "wireguard", Err: tryLink(&netlink.Wireguard{LinkAttrs: netlink.LinkAttrs{Name: "try-wg"}}), Instead: "WireGuard in process, which takes more processor time"},
 		}
+		if list[len(list)-1].Err != nil {
+			list = append(list, Feature{Name: FeatureTUN, Err: tryTUN()})
+		}
+		out <- list
 	}()
 	return <-out
 }
@@ -74,7 +79,7 @@ func tryTUN() error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(f.Close())
+	return f.Close()
 }
 
 // Connections is how full the kernel's connection tracking is, of this process' namespace; zeros when it does not tell.

@@ -7,7 +7,7 @@ func TestFeatures(t *testing.T) {
 	names := make(map[string]bool)
 	for _, f := range Features() {
 		names[f.Name] = true
-		if f.Err != nil && f.Instead == "" && f.Name != "tun" {
+		if f.Err != nil && f.Instead == "" && f.Name != FeatureTUN {
 			t.Errorf("%s: %v", f.Name, f.Err)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/cgroups/v3"
 	"golang.org/x/sys/unix"
 
+	"baton/internal/model/cluster"
 	"baton/internal/node/network"
 	"baton/internal/wire/agentapi"
 )
@@ -92,6 +93,9 @@ func features() []agentapi.Feature {
 	var out []agentapi.Feature
 	for _, f := range network.Features() {
 		o := agentapi.Feature{Name: f.Name, Optional: f.Instead != "", Instead: f.Instead}
+		if f.Name == network.FeatureTUN {
+			o.Mesh = cluster.MeshWireGuard
+		}
 		if f.Err != nil {
 			o.Missing = f.Err.Error()
 		}

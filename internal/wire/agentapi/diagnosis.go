@@ -1,6 +1,10 @@
 package agentapi
 
-import "time"
+import (
+	"time"
+
+	"baton/internal/model/cluster"
+)
 
 // Way is an address that a node is to try by TCP. An answer of any kind, a refusal too, shows that packets go both ways.
 type Way struct {
@@ -24,6 +28,8 @@ type Feature struct {
 	// Optional: the node works without it, by the way that Instead names.
 	Optional bool   `json:"optional,omitempty"`
 	Instead  string `json:"instead,omitempty"`
+	// Mesh: it is needed with this mesh only; empty: with every one.
+	Mesh cluster.Mesh `json:"mesh,omitempty"`
 }
 
 // Diagnosis is how a machine is.
