@@ -83,6 +83,9 @@ func (p *process) follow(ctx context.Context, wing *managing) error {
 			p.log.Warn("the membership does not follow yet", "err", err)
 			again = time.After(memberRetry)
 		}
+		if p.self.get().Entering { // nobody tells when the log has been filled
+			again = time.After(memberRetry)
+		}
 	}
 }
 

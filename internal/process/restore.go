@@ -163,8 +163,9 @@ func OpenStopped(dataDir, unlock string) (_ *Stopped, err error) {
 		return nil, err
 	}
 	f := m.self.get()
-	if f.Role != transport.RoleManager || f.Entering {
-		return nil, fmt.Errorf("node %s is no manager, or has not got the cluster's state yet: recover on one of the managers, or restore a backup with `baton cluster restore`", f.Name)
+	const mend = "recover on one of the managers, or restore a backup with `baton cluster restore`"
+	if f.Role != transport.RoleManager {
+		return nil, fmt.Errorf("node %s is no manager: %s", f.Name, mend)
 	}
 	if m.sealer, err = openSealer(m.managerDir(), unlock); err != nil {
 		return nil, err
@@ -175,6 +176,9 @@ func OpenStopped(dataDir, unlock string) (_ *Stopped, err error) {
 	}
 	if m.found, err = consensus.Salvage(filepath.Join(m.managerDir(), "log"), key, m.state); err != nil {
 		return nil, err
+	}
+	if !slices.Contains(m.found.Members, consensus.Member{ID: f.ID.String(), Voter: true}) {
+		return nil, fmt.Errorf("node %s has not got the cluster's state as a whole yet: %s", f.Name, mend)
 	}
 	return m, nil
 }
@@ -236,7 +240,9 @@ func (m *Stopped) Recover() (kept string, err error) {
 	if err := errors.Join(os.Rename(next, kept), durable.SyncDir(m.managerDir())); err != nil {
 		return next, err
 	}
-	return kept, m.self.change(func(f *selfFile) { f.Managers = []agentapi.Manager{{Node: f.ID, Address: f.listen()}} })
+	return kept, m.self.change(func(f *selfFile) {
+		f.Managers, f.Entering = []agentapi.Manager{{Node: f.ID, Address: f.listen()}}, false
+	})
 }
 
 // Close lets a server start again.

@@ -76,6 +76,21 @@ func TestRestoreThenRecover(t *testing.T) {
 		t.Errorf("the node is %+v", f)
 	}
 
+	id := me.get().ID
+	if err := me.change(func(f *selfFile) { f.ID = cluster.ID{0: 99} }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenStopped(dir, ""); err == nil || !strings.Contains(err.Error(), "has not got the cluster's state") {
+		t.Errorf("a node that the log knows no vote of: got %v", err)
+	}
+	if err := me.change(func(f *selfFile) { f.ID = id }); err != nil {
+		t.Fatal(err)
+	}
+
+	// A manager may have the whole log and not know yet that it has entered.
+	if err := me.change(func(f *selfFile) { f.Entering = true }); err != nil {
+		t.Fatal(err)
+	}
 	m, err := OpenStopped(dir, "")
 	if err != nil {
 		t.Fatal(err)
@@ -88,6 +103,9 @@ func TestRestoreThenRecover(t *testing.T) {
 	m.Close()
 	if err != nil {
 		t.Fatal(err)
+	}
+	if me, err := identify(dir, ""); err != nil || me.get().Entering {
+		t.Errorf("it is still entering a cluster that is its own (%v)", err)
 	}
 	if info, err := os.Stat(kept); err != nil || !info.IsDir() {
 		t.Errorf("the log as it was: %v", err)
