@@ -1,7 +1,9 @@
 package client
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"io"
 	"iter"
 	"net/http"
@@ -129,6 +131,47 @@ func (c *Client) Cluster(ctx context.Context) (api.Cluster, error) {
 // RotateAuthority begins to replace the cluster's certificate authority. Cluster tells how far it has come.
 func (c *Client) RotateAuthority(ctx context.Context) (api.Cluster, error) {
 	return send[api.Cluster](ctx, c, http.MethodPost, path("cluster", "authority", "rotate"), nil, struct{}{})
+}
+
+// Doctor looks at the cluster and at every node that is connected.
+func (c *Client) Doctor(ctx context.Context) ([]api.Check, error) {
+	return get[[]api.Check](ctx, c, path("cluster", "doctor"), nil)
+}
+
+// Lock locks the sealing key on every manager's disk, or takes the lock off.
+func (c *Client) Lock(ctx context.Context, off bool) (api.LockResult, error) {
+	return send[api.LockResult](ctx, c, http.MethodPost, path("cluster", "lock"), nil, api.LockRequest{Off: off})
+}
+
+// Unlock lets the locked manager behind the local socket open its state.
+func (c *Client) Unlock(ctx context.Context, key string) error {
+	_, err := send[struct{}](ctx, c, http.MethodPost, path("cluster", "unlock"), nil, api.UnlockRequest{Key: key})
+	return err
+}
+
+// Backup writes a backup of the cluster to w. After an error, what was written is worth nothing.
+func (c *Client) Backup(ctx context.Context, req api.BackupRequest, w io.Writer) error {
+	b, err := json.Marshal(req)
+	if err != nil {
+		return api.Errorf(api.CodeInvalid, "the request cannot be written: %s", err)
+	}
+	r, err := c.request(ctx, http.MethodPost, path("cluster", "backup"), nil, bytes.NewReader(b))
+	if err != nil {
+		return err
+	}
+	r.Header.Set("Content-Type", "application/json")
+	resp, err := c.do(r)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if _, err := io.Copy(w, resp.Body); err != nil {
+		if cerr := ctx.Err(); cerr != nil {
+			return cerr
+		}
+		return api.Errorf(api.CodeUnreachable, "the backup broke off: %s", err).WithMend("delete what was written and try again; see the server's log")
+	}
+	return nil
 }
 
 // RotateMesh lets all nodes change their mesh keys.

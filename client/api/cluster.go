@@ -16,6 +16,8 @@ type Cluster struct {
 	Authority string `json:"authority,omitempty"`
 	// Rotating says how far a rotation of the authority has come; empty when there is none.
 	Rotating string `json:"rotating,omitempty"`
+	// Locked says that managers need the unlock key when they start.
+	Locked bool `json:"locked,omitempty"`
 }
 
 // Manager is a node that keeps the cluster's state.
@@ -59,4 +61,47 @@ type Certificate struct {
 	Certificate []byte   `json:"certificate"`
 	Roots       []byte   `json:"roots"`
 	Managers    []string `json:"managers"`
+}
+
+// BackupRequest asks for a backup of the cluster.
+type BackupRequest struct {
+	// Recipients are the age public keys of those who can open it.
+	Recipients []string `json:"recipients,omitempty" doc:"age public keys (age1…); any of them opens the backup"`
+	// Unencrypted asks for a backup in clear. Whoever reads it has the cluster's keys.
+	Unencrypted bool `json:"unencrypted,omitempty"`
+}
+
+// CheckResult is what came of a check.
+type CheckResult string
+
+// The results of a check.
+const (
+	CheckOK   CheckResult = "ok"
+	CheckWarn CheckResult = "warn" // it works; something may stop to
+	CheckFail CheckResult = "fail" // something does not work
+)
+
+// Check is one thing that the doctor looked at.
+type Check struct {
+	Name    string      `json:"name" doc:"what was looked at: quorum, clock, disk, ports, mesh, certificate, kernel, connections, version"`
+	Node    string      `json:"node,omitempty" doc:"name of the node; empty: the cluster as a whole"`
+	Result  CheckResult `json:"result" enum:"ok,warn,fail"`
+	Message string      `json:"message"`
+	Mend    string      `json:"mend,omitempty" doc:"what to do about it"`
+}
+
+// LockRequest locks the sealing key on every manager's disk, or takes the lock off.
+type LockRequest struct {
+	Off bool `json:"off,omitempty"`
+}
+
+// LockResult is the lock as it is then. Key is shown this once; managers that start need it.
+type LockResult struct {
+	Locked bool   `json:"locked"`
+	Key    string `json:"key,omitempty"`
+}
+
+// UnlockRequest lets a locked manager open its state.
+type UnlockRequest struct {
+	Key string `json:"key"`
 }

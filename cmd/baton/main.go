@@ -25,6 +25,8 @@ func main() {
 		Version: process.Version,
 		Server:  serve,
 		Reset:   reset,
+		Restore: restore,
+		Recover: recoverAlone,
 	})
 	stop()
 	os.Exit(code)
@@ -39,6 +41,29 @@ func serve(ctx context.Context, o cli.ServerOptions) error {
 
 func reset(ctx context.Context, o cli.ResetOptions) error {
 	return process.Reset(ctx, o.DataDir, !o.Keep, logger(os.Stderr, slog.LevelWarn))
+}
+
+func restore(_ context.Context, o cli.RestoreOptions) (cli.Recovered, error) {
+	r, err := process.Restore(o.DataDir, o.Name, o.Backup)
+	return told(r), err
+}
+
+func recoverAlone(_ context.Context, o cli.RecoverOptions) (cli.Recovered, error) {
+	m, err := process.OpenStopped(o.DataDir, o.UnlockKey)
+	if err != nil {
+		return cli.Recovered{}, err
+	}
+	defer m.Close()
+	out := told(m.Tell())
+	if err := o.Confirm(out); err != nil {
+		return out, err
+	}
+	out.Kept, err = m.Recover()
+	return out, err
+}
+
+func told(r process.Restored) cli.Recovered {
+	return cli.Recovered{Cluster: r.Cluster, Node: r.Node, Created: r.Created, Version: r.Version, Nodes: r.Nodes}
 }
 
 func logger(w io.Writer, level slog.Level) *slog.Logger {

@@ -45,6 +45,10 @@ type Hooks struct {
 	Server func(context.Context, ServerOptions) error
 	// Reset ends everything that a node left running and deletes its data.
 	Reset func(context.Context, ResetOptions) error
+	// Restore makes an empty data directory the only manager of the cluster in a backup.
+	Restore func(context.Context, RestoreOptions) (Recovered, error)
+	// Recover lets a stopped manager go on alone.
+	Recover func(context.Context, RecoverOptions) (Recovered, error)
 }
 
 // Main runs one command and returns its exit code. Ending ctx interrupts the command.

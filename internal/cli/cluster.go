@@ -269,7 +269,11 @@ func (a *app) clusterCmd() *cobra.Command {
 		Use: "rotate", Args: cobra.NoArgs, Short: "Change the mesh keys of all nodes; open connections go on",
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.rotateMesh(cmd.Context()) },
 	})
-	cmd.AddCommand(status, ca, mesh)
+	for _, c := range []*cobra.Command{status, ca, mesh, a.doctorCmd(), a.backupCmd(), a.restoreCmd(), a.recoverCmd(), a.lockCmd(), a.unlockCmd()} {
+		if c != nil {
+			cmd.AddCommand(c)
+		}
+	}
 	return cmd
 }
 
@@ -326,6 +330,9 @@ func (a *app) printCluster(cl api.Cluster) error {
 		return a.document(cl)
 	}
 	fmt.Fprintf(a.out, "cluster:   %s\nmesh:      %s\nauthority: %s\n", cl.Name, cl.Mesh, cl.Authority)
+	if cl.Locked {
+		fmt.Fprintln(a.out, "locked:    managers need the unlock key when they start")
+	}
 	if cl.Rotating != "" {
 		fmt.Fprintf(a.out, "rotation:  %s\n", cl.Rotating)
 	}

@@ -36,6 +36,8 @@ type testCluster struct {
 	log   *consensus.Memory
 	addr  string
 	now   func() time.Time
+
+	backupFault error // befalls the server in the middle of a backup
 }
 
 // allAcked stands for nodes whose load balancers follow at once.
@@ -70,6 +72,10 @@ func newCluster(t *testing.T, loops bool) *testCluster {
 	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
 	srv := server.New(server.Config{
 		Log: c.log, Store: st, Sealer: sealer, Planner: planner{}, ClusterName: "test", Version: "1.2.3", Logger: quiet,
+		Backup: func(w io.Writer) error {
+			_, err := io.WriteString(w, backedUp)
+			return errors.Join(err, c.backupFault)
+		},
 		Nodes: func(n cluster.ID) (agentapi.NodeServices, bool) { return &fakeNode{}, n == id(1) },
 	})
 	l, err := server.ListenUnix(filepath.Join(dir, "s"))
@@ -209,6 +215,16 @@ func (*fakeNode) LoadImage(_ context.Context, archive io.Reader) ([]string, erro
 }
 
 func (*fakeNode) RemoveImage(context.Context, string) error { return nil }
+
+func (*fakeNode) Diagnose(_ context.Context, ways []agentapi.Way) (agentapi.Diagnosis, error) {
+	d := agentapi.Diagnosis{Began: time.Now(), Ended: time.Now(), Sync: 700 * time.Millisecond, DiskFree: 1 << 30, DiskSize: 100 << 30, Features: []agentapi.Feature{
+		{Name: "nftables"}, {Name: "wireguard", Missing: "not in this kernel", Optional: true, Instead: "in process"},
+	}}
+	for _, w := range ways {
+		d.Tried = append(d.Tried, agentapi.Tried{Way: w, Open: true})
+	}
+	return d, nil
+}
 
 // run runs one command line and returns what it printed and its exit code.
 func (c *testCluster) run(in string, args ...string) (out, errOut string, code int) {

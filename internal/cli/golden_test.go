@@ -83,6 +83,8 @@ func TestGolden(t *testing.T) {
 		"releases": "releases", "release": "releases r2", "node-ls": "node ls", "node-inspect": "node inspect n1",
 		"secret-ls": "secret ls", "cfg-ls": "cfg ls -s shop", "secret-history": "secret history pw", "volume-ls": "volume ls", "image-ls": "image ls", "registry-ls": "registry ls", "registry-json": "registry ls -o json",
 		"logs": "logs web", "logs-stack": "logs --tail 1 -t", "logs-slot": "logs web/2 --no-prefix", "version": "version",
+		"doctor": "cluster doctor", "help-cluster": "help cluster", "help-doctor": "help cluster doctor", "help-backup": "help cluster backup",
+		"err-backup": "cluster backup", "err-backup-ways": "cluster backup --unencrypted --recipient age1x", "err-recipient": "cluster backup --recipient age1x",
 		"help": "help", "help-up": "help up",
 		"err-service": "ps wbe", "err-volume": "volume rm shop_data -y", "err-release": "releases r9", "err-global": "exec n1 -- sh", "err-login": "registry login ghcr.io -u me", "err-registry": "registry logout team",
 	} {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"baton/internal/manager/identity"
@@ -27,8 +28,7 @@ func (p *process) enter(ctx context.Context) error {
 	f := p.self.get()
 	switch {
 	case f.Role != "" && p.cfg.Join != "":
-		p.log.Info("this node is a member already; the token is not needed", "cluster", f.Cluster, "role", f.Role)
-		return nil
+		return p.meet()
 	case f.Role != "":
 		return nil
 	case p.cfg.Join != "":
@@ -36,6 +36,23 @@ func (p *process) enter(ctx context.Context) error {
 	}
 	// A directory of a version that knew one machine only has a manager's state: it goes on as that.
 	return p.self.change(func(f *selfFile) { f.Role, f.Cluster = transport.RoleManager, clusterName })
+}
+
+// meet lets a worker know one more manager, that of the token: after a restore of the cluster none of those that it knew may
+// be left. Who is there must show a certificate of the cluster all the same.
+func (p *process) meet() error {
+	f := p.self.get()
+	p.log.Info("this node is a member already; the token is not needed", "cluster", f.Cluster, "role", f.Role)
+	_, address, err := transport.ParseJoin(p.cfg.Join)
+	if err != nil || f.Role != transport.RoleWorker {
+		return err
+	}
+	if slices.ContainsFunc(f.Managers, func(m agentapi.Manager) bool { return m.Address == address }) {
+		return nil
+	}
+	return p.self.change(func(f *selfFile) {
+		f.Managers = append([]agentapi.Manager{{Address: address}}, f.Managers...)
+	})
 }
 
 // clusterName is what a new cluster is called.

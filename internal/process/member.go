@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -62,6 +63,10 @@ func (p *process) follow(ctx context.Context, wing *managing) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case key := <-wing.keys: // nil, and never ready, unless the manager is locked
+			if err := wing.unlock(ctx, key); err != nil {
+				return err
+			}
 		case err := <-wing.ended: // nil, and never ready, while no manager runs
 			wing.cancel, wing.ended = nil, nil
 			return errors.Join(errors.New("the manager ended by itself"), err)
@@ -76,6 +81,9 @@ func (p *process) follow(ctx context.Context, wing *managing) error {
 		again = nil
 		if err := p.become(ctx, wing, *latest); err != nil && ctx.Err() == nil {
 			p.log.Warn("the membership does not follow yet", "err", err)
+			again = time.After(memberRetry)
+		}
+		if p.self.get().Entering { // nobody tells when the log has been filled
 			again = time.After(memberRetry)
 		}
 	}
@@ -104,7 +112,7 @@ func (p *process) become(ctx context.Context, wing *managing, m agentapi.Members
 		}
 	}
 	switch runs := p.manager.Load() != nil; {
-	case m.Role == transport.RoleManager && !runs:
+	case m.Role == transport.RoleManager && !runs && wing.keys == nil: // one that is locked waits for its operator
 		return p.promote(ctx, wing)
 	case m.Role == transport.RoleWorker && (runs || p.self.get().Role == transport.RoleManager):
 		return p.demote(wing)
@@ -195,14 +203,21 @@ type managing struct {
 	process *process
 	cancel  context.CancelFunc
 	ended   chan error // what its Run returned
+
+	keys   chan []byte  // brings the key of a locked manager; nil when it is not locked
+	key    []byte       // opens the sealing key
+	locked *http.Server // answers for it meanwhile
 }
 
 // start opens the manager and lets it run.
 func (w *managing) start(ctx context.Context) error {
 	p := w.process
+	if is, err := identity.Locked(p.managerDir()); err != nil || is && w.key == nil {
+		return errors.Join(err, w.lock())
+	}
 	f := p.self.get()
 	m, err := manager.Open(ctx, manager.Config{
-		Dir: p.managerDir(), NodeID: f.ID, NodeName: f.Name, ClusterName: clusterName, Version: Version,
+		Dir: p.managerDir(), UnlockKey: w.key, NodeID: f.ID, NodeName: f.Name, ClusterName: clusterName, Version: Version,
 		Network: transport.TCP{}, Credentials: p.creds, Bind: f.Bind, Listen: f.listen(), Hosts: hosts(f),
 		Managers: f.Managers, Join: f.Entering, Mesh: p.mesh(), MeshPort: f.port(),
 		Pools: choosePools, Node: p.services, Logger: p.log,
@@ -218,6 +233,60 @@ func (w *managing) start(ctx context.Context) error {
 		return w.open()
 	}
 	return nil
+}
+
+// lock leaves the manager closed until its operator brings the key. Everything else of the node goes on.
+func (w *managing) lock() error {
+	p := w.process
+	p.log.Warn("this manager is locked: it does not open its state before `baton cluster unlock`; containers keep running", "socket", w.path())
+	keys := make(chan []byte, 1)
+	w.keys = keys
+	w.locked = &http.Server{ReadHeaderTimeout: callMax, Handler: server.LockedHandler(func(text string) error {
+		key, err := identity.ParseUnlock(text)
+		if err == nil {
+			_, err = identity.Unlock(p.managerDir(), key)
+		}
+		if err != nil {
+			return err
+		}
+		select {
+		case keys <- key:
+		default: // it was brought already
+		}
+		return nil
+	})}
+	l, err := server.ListenUnix(w.path())
+	if err != nil {
+		return err
+	}
+	go func(s *http.Server) {
+		if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			p.log.Error("the local API ended", "err", err)
+		}
+	}(w.locked)
+	return nil
+}
+
+// unlock starts the manager with the key that was brought.
+func (w *managing) unlock(ctx context.Context, key []byte) error {
+	w.process.log.Info("this manager is unlocked")
+	w.key = key
+	if err := w.close(ctx); err != nil {
+		return err
+	}
+	return w.start(ctx)
+}
+
+// close ends what answers for a locked manager, after it has answered.
+func (w *managing) close(ctx context.Context) error {
+	if w.locked == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callMax)
+	defer cancel()
+	err := w.locked.Shutdown(ctx)
+	w.locked, w.keys = nil, nil
+	return err
 }
 
 // open makes the local socket of a manager, once there is a node that its users can ask for.
@@ -248,7 +317,7 @@ func (p *process) mesh() cluster.Mesh {
 // stop ends the manager and waits for it.
 func (w *managing) stop() error {
 	if w.cancel == nil {
-		return nil
+		return w.close(context.Background())
 	}
 	w.process.manager.Store(nil)
 	w.cancel()

@@ -86,6 +86,22 @@ func (c *machines) makeSwitch() {
 // add makes a machine, plugs it in and starts its server: the first founds the cluster, the others join it in the role.
 func (c *machines) add(name, role string) *machine {
 	c.t.Helper()
+	m := c.bare(name)
+	if len(c.list) > 0 {
+		m.join = strings.TrimSpace(c.list[0].baton("token", "ls", role, "-q"))
+	}
+	c.list = append(c.list, m)
+	if m.join == "" {
+		m.start()
+	} else {
+		m.launch()
+	}
+	return m
+}
+
+// bare makes a machine and plugs it in; no server runs on it, and it is no member.
+func (c *machines) bare(name string) *machine {
+	c.t.Helper()
 	dir, err := os.MkdirTemp(leftoversDir, "m")
 	if err != nil {
 		c.t.Fatal(err)
@@ -96,15 +112,6 @@ func (c *machines) add(name, role string) *machine {
 	c.t.Cleanup(m.remove)
 	makeNamespace(c.t, m.ns)
 	c.plug(m)
-	if len(c.list) > 0 {
-		m.join = strings.TrimSpace(c.list[0].baton("token", "ls", role, "-q"))
-	}
-	c.list = append(c.list, m)
-	if m.join == "" {
-		m.start()
-	} else {
-		m.launch()
-	}
 	return m
 }
 

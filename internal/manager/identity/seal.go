@@ -2,7 +2,8 @@
 //
 // The sealing key is a file of each manager's data directory, readable by root only, with which the contents of
 // secrets and configs are encrypted before they enter the log (package seal). Losing the file loses those contents; it
-// belongs into the same backup as the data directory.
+// belongs into the same backup as the data directory. A cluster can be locked: then the file is sealed with an unlock key,
+// which is on no disk in clear, and a manager that starts needs it once from its operator (Lock, Unlock).
 //
 // Invariants: a sealed content opens only as the kind and under the id it was sealed for: the label is kind "/" id.
 //
@@ -10,6 +11,7 @@
 package identity
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -35,8 +37,12 @@ func NewSealer(key []byte) (*Sealer, error) {
 	return &Sealer{sealer: s}, nil
 }
 
-// OpenSealer reads the key file in dir, or makes it on first use. A key file that others may read is an error.
+// OpenSealer reads the key file in dir, or makes it on first use. A key file that others may read is an error, and so is one
+// that is locked (ErrLocked).
 func OpenSealer(dir string) (*Sealer, error) {
+	if is, err := Locked(dir); err != nil || is {
+		return nil, errors.Join(err, ErrLocked)
+	}
 	s, err := seal.Open(filepath.Join(dir, keyFile))
 	if err != nil {
 		return nil, err

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -13,11 +14,20 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"baton/client/api"
+	"baton/internal/manager/recovery"
 	"baton/internal/wire/transport"
 )
 
 // ServeLocal answers the public API on the local socket, where whoever may open it may use it, until Run ends.
 func (m *Manager) ServeLocal(l net.Listener) error { return served(m.local.Serve(l)) }
+
+// backup writes the state as it is here now, with the sealing key, in clear.
+func (m *Manager) backup(w io.Writer) error {
+	snap := m.store.Snapshot()
+	return recovery.Write(w, recovery.Manifest{
+		Cluster: recovery.ClusterName(snap), Created: time.Now().UTC(), Node: m.cfg.NodeName, Version: m.cfg.Version,
+	}, m.sealer.Key(), snap)
+}
 
 func served(err error) error {
 	if errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {

@@ -37,8 +37,8 @@ import (
 	"baton/internal/wire/transport"
 )
 
-// Config is what a manager is made of; all fields but Hosts, Managers, Join, Patience, Now and
-// DiskFault are required.
+// Config is what a manager is made of; all fields but Hosts, Managers, Join, UnlockKey, Patience, Now
+// and DiskFault are required.
 type Config struct {
 	Dir         string // state, keys and log
 	NodeID      cluster.ID
@@ -59,6 +59,8 @@ type Config struct {
 	MeshPort uint16
 	// Pools chooses the address pools of a new cluster; it is asked once in a cluster's life.
 	Pools func() (tasks, services netip.Prefix, err error)
+	// UnlockKey opens a sealing key that is locked.
+	UnlockKey []byte
 	// Node gives access to the tasks and images of this process' own node; nil while it is not up.
 	Node     func() agentapi.NodeServices
 	Patience control.Patience
@@ -99,7 +101,7 @@ func Open(ctx context.Context, cfg Config) (_ *Manager, err error) {
 		return nil, err
 	}
 	m := &Manager{cfg: cfg, store: store.New(), roster: dispatch.NewRoster(time.Now)}
-	if m.sealer, err = identity.OpenSealer(cfg.Dir); err != nil {
+	if m.sealer, err = openSealer(cfg.Dir, cfg.UnlockKey); err != nil {
 		return nil, err
 	}
 	logKey, err := m.sealer.LogKey()
@@ -136,7 +138,7 @@ func Open(ctx context.Context, cfg Config) (_ *Manager, err error) {
 	m.dispatcher = dispatch.New(dispatch.Config{Store: m.store, Log: m.log, Opener: m.sealer, Logger: cfg.Logger, Now: time.Now, Attendant: m})
 	m.controller = control.New(control.Config{Store: m.store, Log: m.raft, Acks: m.roster, Logger: cfg.Logger, Seed: seed(cfg.NodeID), Now: cfg.Now})
 	m.api = server.New(server.Config{
-		Log: m.log, Store: m.store, Nodes: m.nodes, Sealer: m.sealer, Keeper: m.keeper, Members: m.membersNow, Planner: planner{seed: seed(cfg.NodeID)},
+		Log: m.log, Store: m.store, Nodes: m.nodes, Sealer: m.sealer, Keeper: m.keeper, Members: m.membersNow, Backup: m.backup, Planner: planner{seed: seed(cfg.NodeID)},
 		ClusterName: cfg.ClusterName, Version: cfg.Version, Logger: cfg.Logger,
 	})
 	m.local = m.httpServer(m.api.Handler())
@@ -210,6 +212,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	g.Go(func() error { return m.dispatcher.Run(ctx) })
 	g.Go(func() error { return m.lead(ctx) })
 	g.Go(func() error { m.watchNodes(ctx); return nil })
+	g.Go(func() error { m.watchLock(ctx); return nil })
 	g.Go(func() error { m.ways.accept(m.part(ctx, transport.ProtocolNode)); m.ways.close(); return nil })
 	for _, part := range []struct {
 		protocol string

@@ -43,6 +43,10 @@ func (s *Server) clusterRoutes() {
 		func(ctx context.Context, in *struct{ Body api.CertificateRequest }) (api.Certificate, error) {
 			return s.signCertificate(ctx, in.Body)
 		})
+	s.backupRoute()
+	s.lockRoutes()
+	handle(s, operation{method: http.MethodGet, path: "/v1/cluster/doctor", id: "examineCluster", summary: "Look at the cluster and at every connected node: what is wrong, and the mend", tag: "cluster", long: true},
+		func(ctx context.Context, _ *none) ([]api.Check, error) { return s.doctor(ctx), nil })
 	type removeIn struct {
 		NamePath
 		Force bool `query:"force" doc:"also when it is connected, or has tasks"`
@@ -65,7 +69,7 @@ func (s *Server) cluster() api.Cluster {
 	snap := s.cfg.Store.Snapshot()
 	out := api.Cluster{Name: s.cfg.ClusterName, Managers: []api.Manager{}}
 	if settings, ok := snap.Settings(); ok {
-		out.Name, out.Mesh = settings.Name, settings.Mesh
+		out.Name, out.Mesh, out.Locked = settings.Name, settings.Mesh, len(settings.Unlock) > 0
 	}
 	leader, voters := s.members()
 	for n := range store.All[*cluster.Node](snap) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"reflect"
@@ -54,7 +55,7 @@ const (
 	keepAlive       = 15 * time.Second
 )
 
-// Config is what a Server needs. All fields but Keeper, Members, Planner, Logger and Now must be set.
+// Config is what a Server needs. All fields but Keeper, Members, Backup, Planner, Logger and Now must be set.
 type Config struct {
 	Log   Log
 	Store *store.Store
@@ -64,6 +65,8 @@ type Config struct {
 	// Keeper signs and makes join tokens, Members tells who has the log; both are nil on a manager that has no network.
 	Keeper  *identity.Keeper
 	Members func() (leader string, voters []string)
+	// Backup writes the state with the cluster's keys, in clear; nil where there is no cluster to keep.
+	Backup func(w io.Writer) error
 	// Planner may be nil: plans then tell of services, not of tasks.
 	Planner     Planner
 	ClusterName string

@@ -359,6 +359,8 @@ type Settings struct {
 	// PortClaims counts the deployments that publish ports. Each writes it, so that two of them at once cannot take the same
 	// port: the second one is refused and looks again.
 	PortClaims uint64 `json:"portClaims,omitempty"`
+	// Unlock is the key that opens the sealing key on the managers' disks, sealed with that; empty: they lie there in clear.
+	Unlock []byte `json:"-" cbor:"unlock,omitempty"`
 }
 
 // Mesh is how packets go from a node's tasks to those of another.
@@ -378,7 +380,11 @@ var SettingsID = ID{0: 1}
 func (*Settings) Kind() Kind { return KindSettings }
 
 // Clone implements Object.
-func (s *Settings) Clone() Object { c := *s; return &c }
+func (s *Settings) Clone() Object {
+	c := *s
+	c.Unlock = slices.Clone(s.Unlock)
+	return &c
+}
 
 // Authority is the one object that holds the cluster's certificate authority; its id is AuthorityID.
 type Authority struct {

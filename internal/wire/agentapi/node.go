@@ -69,4 +69,6 @@ type NodeServices interface {
 	// LoadImage imports an OCI or docker archive and returns the references it held.
 	LoadImage(ctx context.Context, archive io.Reader) ([]string, error)
 	RemoveImage(ctx context.Context, ref string) error
+	// Diagnose looks at the machine, and at its ways to others.
+	Diagnose(ctx context.Context, ways []Way) (Diagnosis, error)
 }

@@ -50,6 +50,9 @@ type (
 	loadOut struct {
 		Refs []string `json:"refs"`
 	}
+	diagnoseIn struct {
+		Ways []agentapi.Way `json:"ways,omitempty"`
+	}
 	empty = agentapi.Empty
 )
 
@@ -80,6 +83,13 @@ func Serve(s *grpc.Server, find Find) {
 			return empty{}, err
 		}
 		return empty{}, n.RemoveImage(ctx, in.Ref)
+	})
+	rpc.Unary(t, "Diagnose", func(ctx context.Context, in diagnoseIn) (agentapi.Diagnosis, error) {
+		n, err := target(ctx, find)
+		if err != nil {
+			return agentapi.Diagnosis{}, err
+		}
+		return n.Diagnose(ctx, in.Ways)
 	})
 	rpc.Streaming(t, "Logs", func(s rpc.Stream[logsIn, agentapi.LogLine]) error { return serveLogs(s, find) })
 	rpc.Streaming(t, "LoadImage", func(s rpc.Stream[loadIn, loadOut]) error { return serveLoad(s, find) })
@@ -203,6 +213,12 @@ func (c Client) Images(ctx context.Context) ([]agentapi.Image, error) {
 func (c Client) RemoveImage(ctx context.Context, ref string) error {
 	_, err := rpc.Call[empty](c.context(ctx), c.conn, service, "RemoveImage", imageIn{ref})
 	return said(ctx, err)
+}
+
+// Diagnose implements agentapi.NodeServices.
+func (c Client) Diagnose(ctx context.Context, ways []agentapi.Way) (agentapi.Diagnosis, error) {
+	out, err := rpc.Call[agentapi.Diagnosis](c.context(ctx), c.conn, service, "Diagnose", diagnoseIn{ways})
+	return out, said(ctx, err)
 }
 
 // Logs implements agentapi.NodeServices.

@@ -55,20 +55,20 @@ func (p *pipe) way() (since time.Time, cut bool, changed chan struct{}) {
 }
 
 // read takes what has arrived. wait says when to look again at the latest, zero: only after a change.
-func (p *pipe) read(b []byte, cut bool) (n int, err error, wait time.Duration) {
+func (p *pipe) read(b []byte, cut bool) (n int, wait time.Duration, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
 	case p.err != nil:
-		return 0, p.err, 0
+		return 0, 0, p.err
 	case len(p.chunks) == 0 && p.eof && !cut:
-		return 0, io.EOF, 0
+		return 0, 0, io.EOF
 	case len(p.chunks) == 0 || cut:
-		return 0, nil, 0
+		return 0, 0, nil
 	}
 	first := &p.chunks[0]
 	if wait = time.Until(first.at); wait > 0 {
-		return 0, nil, wait
+		return 0, wait, nil
 	}
 	n = copy(b, first.data)
 	p.size -= n
@@ -76,7 +76,7 @@ func (p *pipe) read(b []byte, cut bool) (n int, err error, wait time.Duration) {
 		p.chunks = p.chunks[1:]
 	}
 	p.change()
-	return n, nil, 0
+	return n, 0, nil
 }
 
 // write sends as much as the window takes.
@@ -167,7 +167,7 @@ func (c *conn) Read(b []byte) (int, error) {
 		}
 		_, cut, netChanged := c.in.way()
 		_, changed := c.in.pending()
-		n, err, wait := c.in.read(b, cut)
+		n, wait, err := c.in.read(b, cut)
 		if n > 0 || err != nil || len(b) == 0 {
 			return n, err
 		}
