@@ -225,7 +225,9 @@ func TestQuestions(t *testing.T) {
 
 func TestUnknownNodeIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := serve(t, func(context.Context, cluster.ID) (agentapi.NodeServices, error) { return nil, errors.New("not connected") })
+		c := serve(t, func(context.Context, cluster.ID) (agentapi.NodeServices, error) {
+			return nil, errors.New("not connected")
+		})
 		n := NewClient(c, nodeID)
 		_, serr := n.Stats(t.Context(), taskID)
 		_, lerr := n.LoadImage(t.Context(), strings.NewReader("x"))
