@@ -40,6 +40,7 @@ type tally struct {
 	Requests int
 	Failures int
 	Errors   []string       // the first few
+	Last     time.Time      // when the last failed request had begun
 	Bodies   map[string]int // answer → how often
 }
 
@@ -97,11 +98,15 @@ func (r request) run(ctx context.Context) tally {
 	for range max(r.Workers, 1) {
 		wg.Go(func() {
 			for ctx.Err() == nil && take() {
+				begun := time.Now()
 				body, err := r.send(client)
 				mu.Lock()
 				total.Requests++
 				if err != nil {
 					total.Failures++
+					if begun.After(total.Last) {
+						total.Last = begun
+					}
 					if len(total.Errors) < errorsMax {
 						total.Errors = append(total.Errors, time.Now().Format("15:04:05.000 ")+err.Error())
 					}
@@ -122,12 +127,38 @@ func (r request) run(ctx context.Context) tally {
 
 func (r request) client() *http.Client {
 	dialer := &net.Dialer{Timeout: 5 * time.Second}
+	dial := dialer.DialContext
 	if r.DNS {
-		dialer.Resolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, network, "127.0.0.11:53")
-		}}
+		dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			host, port, err := net.SplitHostPort(address)
+			if err != nil {
+				return nil, err
+			}
+			addrs, err := lookUp(ctx, host)
+			if err != nil {
+				return nil, err
+			}
+			return dialer.DialContext(ctx, network, net.JoinHostPort(addrs[0], port))
+		}
 	}
-	return &http.Client{Timeout: cmp.Or(r.Timeout, 15*time.Second), Transport: &http.Transport{DialContext: dialer.DialContext, DisableKeepAlives: !r.KeepAlive, MaxIdleConnsPerHost: 64}}
+	return &http.Client{Timeout: cmp.Or(r.Timeout, 15*time.Second), Transport: &http.Transport{DialContext: dial, DisableKeepAlives: !r.KeepAlive, MaxIdleConnsPerHost: 64}}
+}
+
+// lookUp asks the name service of a task as often and as patiently as the task's resolv.conf says.
+func lookUp(ctx context.Context, host string) (addrs []string, err error) {
+	const timeout, attempts = time.Second, 5
+	resolver := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, network, "127.0.0.11:53")
+	}}
+	for range attempts {
+		once, cancel := context.WithTimeout(ctx, timeout)
+		addrs, err = resolver.LookupHost(once, host)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return addrs, err
+		}
+	}
+	return nil, err
 }
 
 // send makes one request and returns the lines of the answer, but for the one that tells who asked.

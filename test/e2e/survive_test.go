@@ -6,7 +6,6 @@ import (
 	"net"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -190,15 +189,55 @@ func TestPlannedChangesFailNoRequest(t *testing.T) {
 	}
 }
 
-// window is what clients saw of a fault.
-type window struct {
-	name             string
-	requests, failed int
-	settle           time.Duration
+// fault is something that nobody planned. Every one spares the machine that clients ask, so that what fails is the
+// cluster's doing.
+type fault struct {
+	name string
+	do   func() (spare *machine, undo func())
+	// limit is how long after it a request that fails may have begun.
+	limit time.Duration
 }
 
-func (w window) String() string {
-	return fmt.Sprintf("%-32s %6d requests, %4d failed; as wanted again %4.1f s after its end", w.name, w.requests, w.failed, w.settle.Seconds())
+const (
+	// silentLimit is the time until a silent node's tasks get no requests any more (3 s), with what a busy machine adds.
+	silentLimit = 6 * time.Second
+	// leaderLimit is the same when nobody leads at first: a new leader gives every node the time that a silent one has.
+	leaderLimit = 9 * time.Second
+)
+
+func (c *machines) faults() []fault {
+	m1, managers, workers := c.list[0], c.list[:3], c.list[3:]
+	w1 := workers[0]
+	return []fault{
+		// Where the kernel has no WireGuard, the mesh of a node is in its baton, and pauses with it.
+		{"kill -9 the leader's baton", func() (*machine, func()) {
+			leader := c.leader(m1)
+			leader.kill()
+			return c.other(managers, leader), leader.launch
+		}, leaderLimit},
+		{"kill -9 a worker's baton", func() (*machine, func()) {
+			w1.kill()
+			return m1, w1.launch
+		}, silentLimit},
+		{"a worker vanishes, and returns", func() (*machine, func()) {
+			c.cut(w1, true)
+			return m1, func() { c.cut(w1, false) }
+		}, silentLimit},
+		{"the leader is cut from the rest", func() (*machine, func()) {
+			leader := c.leader(m1)
+			c.cut(leader, true)
+			return c.other(managers, leader), func() { c.cut(leader, false) }
+		}, leaderLimit},
+		{"a worker is cut from managers only", func() (*machine, func()) {
+			c.blackhole(w1, true, managers...)
+			return workers[1], func() { c.blackhole(w1, false, managers...) }
+		}, silentLimit},
+		{"a worker is heard by nobody", func() (*machine, func()) {
+			all := append(slices.Clone(managers), workers[1])
+			c.blackhole(w1, true, all...)
+			return m1, func() { c.blackhole(w1, false, all...) }
+		}, silentLimit},
+	}
 }
 
 // What nobody planned fails only what is on its way to the lost node, and what comes within the time until that is noticed.
@@ -208,63 +247,117 @@ func TestUnplannedLossIsShort(t *testing.T) {
 	c.loadAll("web-v1")
 	m1.baton("node", "label", "m1", "place=inside")
 	m1.baton("up", "-f", m1.write("compose.yaml", spreadWeb), "-s", "web", "-y")
-	managers, workers := c.list[:3], c.list[3:]
-	w1 := workers[0]
-	// Every fault spares the machine that is asked, so that what fails is the cluster's doing.
-	for _, fault := range []struct {
-		name  string
-		do    func() (spare *machine, undo func())
-		limit int // of failed requests, in percent
-	}{
-		{"kill -9 the leader's baton", func() (*machine, func()) {
-			leader := c.leader(m1)
-			leader.kill()
-			return c.other(managers, leader), func() { leader.launch() }
-		}, 0},
-		{"kill -9 a worker's baton", func() (*machine, func()) {
-			w1.kill()
-			return m1, func() { w1.launch() }
-		}, 25},
-		{"a worker vanishes, and returns", func() (*machine, func()) {
-			c.cut(w1, true)
-			return m1, func() { c.cut(w1, false) }
-		}, 25},
-		{"the leader is cut from the rest", func() (*machine, func()) {
-			leader := c.leader(m1)
-			c.cut(leader, true)
-			return c.other(managers, leader), func() { c.cut(leader, false) }
-		}, 25},
-		{"a worker is cut from managers only", func() (*machine, func()) {
-			c.blackhole(w1, true, managers...)
-			return workers[1], func() { c.blackhole(w1, false, managers...) }
-		}, 25},
-		{"a worker is heard by nobody", func() (*machine, func()) {
-			c.blackhole(w1, true, managers...)
-			c.blackhole(w1, true, workers[1])
-			return m1, func() { c.blackhole(w1, false, append(slices.Clone(managers), workers[1])...) }
-		}, 25},
-	} {
-		var got tally
-		w := window{name: fault.name}
-		spare, undo := fault.do()
-		load := startLoad(t, c.hub, request{URL: "http://" + spare.ip + ":8080/", Workers: 4, Pause: 10 * time.Millisecond, Timeout: 2 * time.Second})
+	for _, f := range c.faults() {
+		c.spread()
+		begin := time.Now()
+		spare, undo := f.do()
+		load := startLoad(t, c.hub, request{URL: "http://" + spare.ip + ":8080/", Workers: 8, Pause: 10 * time.Millisecond, Timeout: 2 * time.Second})
 		asked := spare
-		if !slices.Contains(managers, spare) {
+		if !slices.Contains(c.list[:3], spare) {
 			asked = m1
 		}
-		c.replaced(asked, fault.name)
-		got = load.end()
+		c.replaced(asked, f.name)
+		got := load.end()
 		undo()
-		begin := time.Now()
+		healed := time.Now()
 		c.settled(m1, "web", time.Minute)
-		w.requests, w.failed, w.settle = got.Requests, got.Failures, time.Since(begin)
-		t.Log(w)
-		if got.Failures*100 > fault.limit*got.Requests {
-			t.Errorf("%s: %d of %d requests failed, want at most %d%%: %v", fault.name, got.Failures, got.Requests, fault.limit, got.Errors)
+		var window time.Duration
+		if got.Failures > 0 {
+			window = got.Last.Sub(begin)
+		}
+		t.Logf("%-36s %5d requests, %3d failed within %4.1f s; as wanted again %4.1f s after its end",
+			f.name, got.Requests, got.Failures, window.Seconds(), time.Since(healed).Seconds())
+		if window > f.limit {
+			t.Errorf("%s: a request that began %s after it failed, want none after %s: %v", f.name, window, f.limit, got.Errors)
 		}
 		if got.Requests < 50 {
-			t.Errorf("%s: only %d requests: no load", fault.name, got.Requests)
+			t.Errorf("%s: only %d requests: no load", f.name, got.Requests)
 		}
+	}
+}
+
+// spread gives web tasks on most machines again, w1 among them: a node that was lost has none when it is back.
+func (c *machines) spread() {
+	c.t.Helper()
+	m1 := c.list[0]
+	m1.baton("scale", "web=1")
+	m1.baton("scale", "web=5")
+	if len(m1.on("web", "w1")) == 0 {
+		c.t.Fatalf("web has no task on w1:\n%s", m1.baton("ps", "web"))
+	}
+}
+
+// rounds is how often a time is measured.
+const rounds = 3
+
+func median(list []time.Duration) time.Duration {
+	slices.Sort(list)
+	return list[len(list)/2]
+}
+
+// The tasks of a machine that vanished are ready elsewhere within ten seconds.
+func TestVanishedMachineIsReplacedInTime(t *testing.T) {
+	c := newCluster(t, 3, 2)
+	m1, w1 := c.list[0], c.by("w1")
+	c.loadAll("web-v1")
+	m1.baton("node", "label", "m1", "place=inside")
+	m1.baton("up", "-f", m1.write("compose.yaml", spreadWeb), "-s", "web", "-y")
+	var took []time.Duration
+	for range rounds {
+		c.spread()
+		begin := time.Now()
+		c.cut(w1, true)
+		eventually(t, 30*time.Second, "all tasks are ready on the other machines", func() error {
+			ready := 0
+			for _, task := range m1.live("web") {
+				if task.NodeName != "w1" && task.Ready && task.Desired == cluster.DesiredRun {
+					ready++
+				}
+			}
+			if ready < 5 {
+				return fmt.Errorf("%d are", ready)
+			}
+			return nil
+		})
+		took = append(took, time.Since(begin))
+		c.cut(w1, false)
+		c.settled(m1, "web", time.Minute)
+	}
+	t.Logf("a vanished machine's tasks were ready elsewhere after %v, median %s (Docker Swarm: 18 to 23 s, Nomad: 20 s)", took, median(took))
+	if m := median(took); m > 10*time.Second {
+		t.Errorf("median %s, want at most 10 s", m)
+	}
+}
+
+// on lists the live tasks of a service on a node.
+func (m *machine) on(service, node string) []api.Task {
+	m.t.Helper()
+	return slices.DeleteFunc(m.live(service), func(t api.Task) bool { return t.NodeName != node })
+}
+
+// A cluster whose leader is dead accepts writes again within two seconds.
+func TestDeadLeaderIsReplacedInTime(t *testing.T) {
+	c := newCluster(t, 3, 1)
+	var took []time.Duration
+	for i := range rounds {
+		leader := c.leader(c.list[0])
+		spare := c.other(c.list[:3], leader)
+		begin := time.Now()
+		leader.kill()
+		eventually(t, 30*time.Second, "a write is accepted", func() error {
+			if r := spare.try("node", "label", "w1", fmt.Sprintf("round=%d", i)); r.code != 0 {
+				return errors.New(r.stderr)
+			}
+			return nil
+		})
+		took = append(took, time.Since(begin))
+		leader.launch()
+		leader.awaitReady()
+		c.ready(4)
+	}
+	t.Logf("a cluster with a dead leader accepted writes after %v, median %s (Docker Swarm: 9 to 20 s)", took, median(took))
+	if m := median(took); m > 2*time.Second {
+		t.Errorf("median %s, want at most 2 s", m)
 	}
 }
 
@@ -284,22 +377,18 @@ func (c *machines) other(list []*machine, m *machine) *machine {
 func (c *machines) replaced(m *machine, fault string) {
 	c.t.Helper()
 	begin := time.Now()
-	unsettled := false
 	eventually(c.t, 40*time.Second, fault+": web is whole again", func() error {
+		if time.Since(begin) < silentLimit+2*time.Second {
+			return errors.New("the fault may not have shown yet")
+		}
 		r := m.try("ls", "-s", "web", "-o", "json")
 		if r.code != 0 {
 			return errors.New(r.stderr)
 		}
-		whole := false
 		for _, s := range decode[[]api.Service](c.t, r.stdout) {
-			whole = whole || s.Name == "web" && s.Status.Ready >= 5
-		}
-		unsettled = unsettled || !whole
-		if !whole {
-			return fmt.Errorf("it is not: %s", strings.TrimSpace(r.stdout))
-		}
-		if !unsettled && time.Since(begin) < 8*time.Second {
-			return errors.New("the fault has not shown yet")
+			if s.Name == "web" && s.Status.Ready < 5 {
+				return fmt.Errorf("%d of 5 are ready", s.Status.Ready)
+			}
 		}
 		return nil
 	})

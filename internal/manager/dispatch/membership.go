@@ -2,6 +2,7 @@ package dispatch
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -33,6 +34,16 @@ func (v *view) nodesChanged() {
 	nodes := slices.SortedFunc(store.All[*cluster.Node](v.snap), func(a, b *cluster.Node) int { return compareIDs(a.ID, b.ID) })
 	if peers := v.mesh(nodes); !slices.Equal(peers, v.peers) {
 		v.peers = peers
+		v.generation++
+	}
+	silent := make(map[cluster.ID]bool)
+	for _, n := range nodes {
+		if n.State != cluster.NodeReady {
+			silent[n.ID] = true
+		}
+	}
+	if !maps.Equal(silent, v.silent) {
+		v.silent = silent
 		v.generation++
 	}
 	v.members = v.membership(nodes)

@@ -30,7 +30,8 @@ type view struct {
 	built      uint64 // generation that state shows
 	state      *agentapi.NetworkState
 
-	peers   []agentapi.Peer // of the mesh; part of state
+	peers   []agentapi.Peer     // of the mesh; part of state
+	silent  map[cluster.ID]bool // nodes that are not heard: their tasks are endpoints only where there are no others
 	members membership
 	// rolling are the services that are not as wanted; images is what the nodes are to have for them.
 	rolling map[cluster.ID]bool
@@ -347,11 +348,29 @@ func (v *view) network() *agentapi.NetworkState {
 				out.Endpoints = append(out.Endpoints, agentapi.Endpoint{Task: t.ID, Node: t.Node, Slot: t.Slot, Address: t.Address})
 			}
 		}
+		out.Endpoints = v.heard(out.Endpoints)
 		slices.SortFunc(out.Endpoints, func(a, b agentapi.Endpoint) int { return compareIDs(a.Task, b.Task) })
 		st.Services = append(st.Services, out)
 	}
 	v.state, v.built = st, v.generation
 	return st
+}
+
+// heard leaves out the endpoints on silent nodes, unless there are no others: then the managers know less than the network.
+func (v *view) heard(list []agentapi.Endpoint) []agentapi.Endpoint {
+	if len(v.silent) == 0 {
+		return list
+	}
+	var out []agentapi.Endpoint
+	for _, e := range list {
+		if !v.silent[e.Node] {
+			out = append(out, e)
+		}
+	}
+	if len(out) == 0 {
+		return list
+	}
+	return out
 }
 
 // service is what nodes must know of a service, without its endpoints.

@@ -156,7 +156,7 @@ func TestOwnServers(t *testing.T) {
 	if got, rcode, err := a.resolve("udp", "example.org", dns.TypeA); err != nil || !slices.Equal(got, []string{"198.51.100.7"}) {
 		t.Errorf("example.org: got %v, %s, %v", got, dns.RcodeToString[rcode], err)
 	}
-	if got, want := string(a.sandbox.ResolvConf), "nameserver 127.0.0.11\nsearch a.example b.example\noptions ndots:2 timeout:1\n"; got != want {
+	if got, want := string(a.sandbox.ResolvConf), "nameserver 127.0.0.11\nsearch a.example b.example\noptions ndots:2 timeout:1 attempts:5\n"; got != want {
 		t.Errorf("resolv.conf: got %q, want %q", got, want)
 	}
 	for _, line := range []string{"10.1.2.3\tdb\n", n.nodeAddress().String() + "\tnode\n", a.Address.String() + "\thost10\n", "127.0.0.1\tlocalhost\n"} {

@@ -23,8 +23,16 @@ func (n *Network) resolvConf(a agent.Attachment) []byte {
 		}
 	}
 	options := slices.Clone(a.DNSOptions)
-	if !slices.ContainsFunc(options, func(o string) bool { return strings.HasPrefix(o, "ndots:") }) {
-		options = append(options, "ndots:0") // a service name is complete as it is
+	for _, o := range []string{
+		"ndots:0", // a service name is complete as it is
+		// A question that comes while baton is being restarted is lost: asked again after a second it costs no more than that,
+		// and not the five seconds that resolvers wait by themselves, within which many clients give up.
+		"timeout:1", "attempts:5",
+	} {
+		name, _, _ := strings.Cut(o, ":")
+		if !slices.ContainsFunc(options, func(have string) bool { return strings.HasPrefix(have, name+":") }) {
+			options = append(options, o)
+		}
 	}
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "nameserver %s\n", dnsAddress)

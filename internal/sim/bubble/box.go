@@ -329,3 +329,50 @@ func (boxServices) LoadImage(context.Context, io.Reader) ([]string, error) { ret
 
 // RemoveImage implements agentapi.NodeServices.
 func (boxServices) RemoveImage(context.Context, string) error { return errNotHere }
+
+// boxRecord is the part of a box's disk on which the agent remembers what it was told. It outlives a loss of power.
+type boxRecord struct {
+	mu     sync.Mutex
+	tasks  map[cluster.ID]agent.Remembered
+	memory agent.Memory // Node and Network
+}
+
+func newBoxRecord() *boxRecord { return &boxRecord{tasks: make(map[cluster.ID]agent.Remembered)} }
+
+var _ agent.Record = (*boxRecord)(nil)
+
+// saveTakes is a write to a disk.
+const saveTakes = 2 * time.Millisecond
+
+// Load implements agent.Record.
+func (r *boxRecord) Load(context.Context) (agent.Memory, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m := r.memory
+	for _, id := range slices.SortedFunc(maps.Keys(r.tasks), sameID) {
+		m.Tasks = append(m.Tasks, r.tasks[id])
+	}
+	return m, nil
+}
+
+// Save implements agent.Record.
+func (r *boxRecord) Save(ctx context.Context, c agent.Change) error {
+	if err := sleep(ctx, saveTakes); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, id := range c.Gone {
+		delete(r.tasks, id)
+	}
+	for _, t := range c.Tasks {
+		r.tasks[t.Assignment.Task.ID] = t
+	}
+	if c.Node != nil {
+		r.memory.Node = c.Node
+	}
+	if c.Network != nil {
+		r.memory.Network = c.Network
+	}
+	return nil
+}

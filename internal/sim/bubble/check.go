@@ -92,8 +92,10 @@ func (w *World) restless() error {
 		}
 	}
 	for s := range store.All[*cluster.Service](snap) {
-		if !s.Removing && !s.Status.Converged {
-			return fmt.Errorf("service %s/%s: %+v", s.StackName, s.Name, s.Status)
+		// Crashes within the monitor time fail a rollout, as they should; with no release to go back to, it rests there.
+		failed := s.Rollout.State == cluster.RolloutFailed && s.Status.Running == s.Status.Desired
+		if !s.Removing && !s.Status.Converged && !failed {
+			return fmt.Errorf("service %s/%s: %+v, rollout %+v", s.StackName, s.Name, s.Status, s.Rollout)
 		}
 	}
 	return w.sameOnBoxes(snap)

@@ -28,6 +28,7 @@ type machine struct {
 	role    string
 	creds   *transport.Files
 	box     *box
+	record  *boxRecord
 	stalled atomic.Bool // the disk does not answer
 	jump    atomic.Int64
 
@@ -132,7 +133,7 @@ func (m *machine) runAgent(ctx context.Context, net transport.Network) {
 		Services: func() agentapi.NodeServices { return boxServices{m.box} }, Logger: m.w.log.With("node", m.name),
 	})
 	a := agent.New(agent.Config{
-		Node: m.id, Name: m.name, Executor: m.box, Network: boxNet{m.box}, Volumes: boxVolumes{m.box}, Files: boxFiles{}, Logs: boxLogs{},
+		Node: m.id, Name: m.name, Executor: m.box, Network: boxNet{m.box}, Volumes: boxVolumes{m.box}, Files: boxFiles{}, Logs: boxLogs{}, Record: m.record,
 		Connector: uplink.Beating{Inner: first{m, up}, Membership: m.learn},
 		Describe: func(context.Context) cluster.NodeDescription {
 			return cluster.NodeDescription{Hostname: m.name, OS: "linux", Arch: "amd64", CPU: 8000, Memory: 16 << 30, Version: "sim", Listen: m.address()}

@@ -99,7 +99,7 @@ func (c Config) withDefaults() Config {
 
 // make makes a machine that is switched off.
 func (w *World) make(i int, role string) {
-	m := &machine{w: w, name: fmt.Sprintf("10.0.%d.%d", i/200, 1+i%200), role: role, box: newBox()}
+	m := &machine{w: w, name: fmt.Sprintf("10.0.%d.%d", i/200, 1+i%200), role: role, box: newBox(), record: newBoxRecord()}
 	m.dir = filepath.Join(w.t.TempDir(), m.name)
 	copy(m.id[:], fmt.Appendf(nil, "machine %07d", i))
 	var err error
