@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -67,12 +68,15 @@ func (t *TLS) config() (*tls.Config, error) {
 	return &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, Certificates: []tls.Certificate{cert}, ServerName: managerName}, nil
 }
 
-// Client speaks to one manager. Make one with New.
+// Client speaks to a cluster through one of its managers at a time. It never gets an answer that is older than what it was
+// answered before. Make one with New.
 type Client struct {
 	base  string // scheme and host of the URLs
 	shown string // the address as the user knows it
 	agent string
 	http  *http.Client
+	// seen is the highest version of the store that any answer told: no later answer may be older, whichever manager gives it.
+	seen atomic.Uint64
 	// upgrade is for WebSockets, which need HTTP/1.1.
 	upgrade *http.Client
 }
@@ -225,7 +229,29 @@ func (c *Client) request(ctx context.Context, method, path string, q query, body
 	}
 	r.Header.Set("User-Agent", c.agent)
 	r.Header.Set("Accept", "application/json, application/x-ndjson")
+	c.askCurrent(r.Header)
 	return r, nil
+}
+
+// askCurrent makes a manager answer with nothing older than what was seen.
+func (c *Client) askCurrent(h http.Header) {
+	if v := c.seen.Load(); v > 0 {
+		h.Set(api.HeaderVersionMin, strconv.FormatUint(v, 10))
+	}
+}
+
+// note remembers the version that came with an answer.
+func (c *Client) note(resp *http.Response) {
+	v, err := strconv.ParseUint(resp.Header.Get(api.HeaderVersion), 10, 64)
+	if err != nil {
+		return // not from a manager, or from one of an older version
+	}
+	for {
+		old := c.seen.Load()
+		if v <= old || c.seen.CompareAndSwap(old, v) {
+			return
+		}
+	}
 }
 
 // do sends a request and returns an answer with status 2xx, or an *api.Error, or ctx's error.
@@ -237,6 +263,7 @@ func (c *Client) do(r *http.Request) (*http.Response, error) {
 		}
 		return nil, c.unreachable(err)
 	}
+	c.note(resp)
 	if resp.StatusCode/100 == 2 {
 		return resp, nil
 	}

@@ -13,7 +13,8 @@
 // nobody answered.
 //
 // Invariants: only reads are tried again, and only when the connection failed before an answer came; what changes something is
-// sent once.
+// sent once. No answer is older than an earlier one, whichever of a cluster's managers gives it: the client tells each of them
+// the highest version of the store that it has seen.
 //
 // Concurrency: a Client may be used by any number of goroutines. It starts none that outlive a call.
 package client

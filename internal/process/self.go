@@ -121,8 +121,10 @@ func (s *self) place(bind, advertise string) error {
 	f := s.get()
 	switch {
 	case bind != "":
-		if _, port, err := net.SplitHostPort(bind); err != nil || port == "" {
-			return fmt.Errorf("listen address %q: want HOST:PORT or :PORT", bind)
+		// Others must be told the number: it can be neither a name nor the system's choice.
+		_, port, err := net.SplitHostPort(bind)
+		if n, perr := strconv.ParseUint(port, 10, 16); err != nil || perr != nil || n == 0 {
+			return fmt.Errorf("listen address %q: want HOST:PORT or :PORT, with a port from 1 to 65535", bind)
 		}
 	case f.Bind != "":
 		bind = f.Bind

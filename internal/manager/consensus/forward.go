@@ -3,6 +3,7 @@ package consensus
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"baton/internal/manager/store"
@@ -52,13 +53,30 @@ func (a *Anywhere) Propose(ctx context.Context, t store.Txn) (store.Version, err
 // Barrier implements Log. On a manager that does not lead it waits until everything that the leader knew is here, too.
 func (a *Anywhere) Barrier(ctx context.Context) error {
 	_, err := a.ask(ctx,
-		func() (store.Version, error) { return 0, a.Raft.Barrier(ctx) },
-		func(ctx context.Context, leader string) (store.Version, error) { return a.remote.Barrier(ctx, leader) })
+		func() (store.Version, error) { return 0, asked(a.Raft.Barrier(ctx)) },
+		func(ctx context.Context, leader string) (store.Version, error) {
+			v, err := a.remote.Barrier(ctx, leader)
+			return v, asked(err)
+		})
+	switch {
+	case !errors.Is(err, ErrUnknown):
+		return err
+	case ctx.Err() != nil:
+		return ctx.Err()
+	}
+	return ErrClosed // while it waited for the local store
+}
+
+// asked makes an unknown outcome of a question one that can be asked again, since it changes nothing.
+func asked(err error) error {
+	if errors.Is(err, ErrUnknown) {
+		return fmt.Errorf("%w: %s", ErrNoLeader, err)
+	}
 	return err
 }
 
 // ask does something here or at the leader, again as long as it is certain that nothing has happened.
-func (a *Anywhere) ask(ctx context.Context, here func() (store.Version, error), there asked) (store.Version, error) {
+func (a *Anywhere) ask(ctx context.Context, here func() (store.Version, error), there question) (store.Version, error) {
 	give := time.NewTimer(leaderWait)
 	defer give.Stop()
 	for {
@@ -72,6 +90,9 @@ func (a *Anywhere) ask(ctx context.Context, here func() (store.Version, error), 
 			if v, err = a.there(ctx, leader, there); err == nil {
 				return v, a.await(ctx, v)
 			}
+			if errors.Is(err, ErrClosed) || errors.Is(err, ErrDiskStalled) {
+				err = fmt.Errorf("%w: %w", ErrNoLeader, err) // it is about to lead no more, and has done nothing
+			}
 		}
 		if !errors.Is(err, ErrNotLeader) && !errors.Is(err, ErrNoLeader) {
 			return v, err
@@ -80,6 +101,9 @@ func (a *Anywhere) ask(ctx context.Context, here func() (store.Version, error), 
 		case <-ctx.Done():
 			return 0, ctx.Err()
 		case <-give.C:
+			if errors.Is(err, ErrNoLeader) {
+				return 0, err
+			}
 			return 0, ErrNoLeader
 		case <-a.stopped:
 			return 0, ErrClosed
@@ -88,11 +112,11 @@ func (a *Anywhere) ask(ctx context.Context, here func() (store.Version, error), 
 	}
 }
 
-// asked is a question to the leader.
-type asked func(ctx context.Context, leader string) (store.Version, error)
+// question is what is asked of the leader.
+type question func(ctx context.Context, leader string) (store.Version, error)
 
 // there asks another manager, and gives up once it does not lead any more: a machine that vanished never answers.
-func (a *Anywhere) there(ctx context.Context, leader string, question asked) (store.Version, error) {
+func (a *Anywhere) there(ctx context.Context, leader string, ask question) (store.Version, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
@@ -109,7 +133,7 @@ func (a *Anywhere) there(ctx context.Context, leader string, question asked) (st
 			}
 		}
 	}()
-	return question(ctx, leader)
+	return ask(ctx, leader)
 }
 
 // leader is the node id of who leads, as far as this manager knows; empty while nobody does.
@@ -127,8 +151,20 @@ func (a *Anywhere) Leader() string { return a.leader() }
 
 // await returns once the local store has reached a version.
 func (a *Anywhere) await(ctx context.Context, v store.Version) error {
-	if err := Await(ctx, a.cfg.Store, v); err != nil {
-		return unknown(err)
+	if a.cfg.Store.Snapshot().Version() >= v {
+		return nil
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-a.stopped: // nothing will be applied here any more
+			cancel(ErrClosed)
+		case <-ctx.Done():
+		}
+	}()
+	if Await(ctx, a.cfg.Store, v) != nil {
+		return unknown(context.Cause(ctx))
 	}
 	return nil
 }

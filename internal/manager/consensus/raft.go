@@ -217,21 +217,19 @@ func (r *Raft) run(ctx context.Context, c *core) {
 	defer watch.Wait()
 	for c != nil {
 		cause := c.serve(ctx)
-		if errors.Is(cause, errWider) && ctx.Err() == nil {
-			if next, err := r.openCore(); err == nil {
-				r.mu.Lock()
-				r.core = next
-				r.mu.Unlock()
-				c = next
-				continue
-			}
-		}
 		r.mu.Lock()
 		r.core, r.down = nil, cause
 		r.mu.Unlock()
-		r.announce()
+		r.announce() // also while it widens: until it is elected anew this manager does not lead
 		if ctx.Err() != nil {
 			break
+		}
+		if errors.Is(cause, errWider) {
+			if next, err := r.openCore(); err == nil {
+				r.use(next)
+				c = next
+				continue
+			}
 		}
 		r.cfg.Logger.Error("the log stopped and will be opened again", "dir", r.cfg.Dir, "err", cause)
 		c = r.reopen(ctx, cause)
@@ -261,11 +259,16 @@ func (r *Raft) reopen(ctx context.Context, cause error) *core {
 			continue
 		}
 		r.cfg.Logger.Info("the log is open again", "dir", r.cfg.Dir)
-		r.mu.Lock()
-		r.core, r.down = c, nil
-		r.mu.Unlock()
+		r.use(c)
 		return c
 	}
+}
+
+// use makes an opened core the present one.
+func (r *Raft) use(c *core) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.core, r.down = c, nil
 }
 
 func (r *Raft) refuseQueued(err error) {

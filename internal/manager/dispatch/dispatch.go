@@ -173,11 +173,8 @@ func (d *Dispatcher) refuse(s *Session, list []cluster.Status) {
 
 // Connect implements agentapi.Connector for agents of the same process. An older session of the node is closed.
 func (d *Dispatcher) Connect(ctx context.Context, h agentapi.Hello) (agentapi.Session, error) {
-	d.mu.Lock()
-	lost := d.lost
-	d.mu.Unlock()
-	if lost {
-		return nil, ErrLost
+	if err := d.admit(h); err != nil {
+		return nil, err
 	}
 	if err := d.register(ctx, h); err != nil {
 		return nil, err
@@ -185,27 +182,48 @@ func (d *Dispatcher) Connect(ctx context.Context, h agentapi.Hello) (agentapi.Se
 	s := newSession(d, h)
 	d.mu.Lock()
 	old := d.sessions[h.Node]
-	if old != nil && old.number > h.Session && old.silent() <= ConnectedMax {
-		d.mu.Unlock()
-		return nil, fmt.Errorf("node %s has opened another session since", h.Name)
-	}
 	d.mu.Unlock()
+	if old.newerThan(h) { // opened while this one was written down
+		return nil, errOlder(h)
+	}
 	if old != nil {
-		old.end()
+		old.end() // before its place is taken, so that the new one can go on from it
 	}
 	d.mu.Lock()
 	if last, ok := d.ended[h.Node]; ok && h.Known > 0 && d.cfg.Now().Sub(last.at) < resumeMax {
 		s.before, s.known = last.session, h.Known
 	}
+	old = d.sessions[h.Node] // one that connected in between
+	if old.newerThan(h) {
+		d.mu.Unlock()
+		return nil, errOlder(h)
+	}
 	delete(d.ended, h.Node)
-	old, d.sessions[h.Node] = d.sessions[h.Node], s
+	d.sessions[h.Node] = s
 	d.mu.Unlock()
 	if old != nil {
-		old.end() // one that connected in between
+		old.end()
 	}
 	notify(d.joined)
 	d.acked() // the leader is to hear of it at once
 	return s, nil
+}
+
+// admit refuses a session before anything is written of it: agents are to go elsewhere, or the node has a newer one.
+func (d *Dispatcher) admit(h agentapi.Hello) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.lost:
+		return ErrLost
+	case d.sessions[h.Node].newerThan(h):
+		return errOlder(h)
+	}
+	return nil
+}
+
+func errOlder(h agentapi.Hello) error {
+	return fmt.Errorf("node %s has opened another session since", h.Name)
 }
 
 // register writes what the node says of itself.

@@ -100,6 +100,11 @@ func (s *Session) silent() time.Duration {
 	return s.dispatcher.cfg.Now().Sub(s.heard)
 }
 
+// newerThan reports whether the session, nil if there is none, was opened after the one that h asks for, and is in use.
+func (s *Session) newerThan(h agentapi.Hello) bool {
+	return s != nil && s.number > h.Session && s.silent() <= ConnectedMax
+}
+
 // confirm tells the agent that the leader knows of its heartbeat.
 func (s *Session) confirm(beat uint64) {
 	s.mu.Lock()

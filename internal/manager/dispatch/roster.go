@@ -55,23 +55,27 @@ func (r *Roster) Begin() {
 	r.since, r.low = r.now(), 0
 }
 
-// Hear takes what a manager says of the agents that are connected to it. An agent that it left out, and that was last heard
-// through it, has gone.
+// Hear takes what a manager says of the agents that are connected to it. An agent that it leaves out stays connected until it
+// has been silent for ConnectedMax: it still balances, and may be on its way to another manager. When a node was heard last
+// does not go back, whoever tells it later.
 func (r *Roster) Hear(manager string, list []Presence) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.now()
 	for _, p := range list {
-		a := r.nodes[p.Node]
-		if a != nil && a.session > p.Session && now.Sub(a.heard) <= ConnectedMax {
-			continue // the rest of a session that the agent has given up
-		}
-		if a == nil || a.session != p.Session || a.manager != manager {
+		a, heard := r.nodes[p.Node], now.Add(-p.Silent)
+		switch {
+		case a == nil:
 			a = &attendance{manager: manager, session: p.Session, acked: p.Acked}
-			r.nodes[p.Node] = a
+		case a.session == p.Session && a.manager == manager:
+		case a.session >= p.Session && (now.Sub(a.heard) <= ConnectedMax || !heard.After(a.heard)):
+			continue // the rest of a session that the agent has given up
+		default:
+			a = &attendance{manager: manager, session: p.Session, acked: p.Acked, heard: a.heard}
 		}
+		r.nodes[p.Node] = a
 		a.acked = max(a.acked, p.Acked)
-		if heard := now.Add(-p.Silent); heard.After(a.heard) {
+		if heard.After(a.heard) {
 			a.heard = heard
 		}
 	}

@@ -127,7 +127,7 @@ func (a *Authority) Sign(csrDER []byte, s Subject, now time.Time) ([]byte, error
 	for _, h := range s.Hosts {
 		if ip := net.ParseIP(h); ip != nil {
 			t.IPAddresses = append(t.IPAddresses, ip)
-		} else if h != "" && !strings.HasSuffix(h, ".internal") { // the names above are the authority's to give
+		} else if givable(h) {
 			t.DNSNames = append(t.DNSNames, h)
 		}
 	}
@@ -136,6 +136,13 @@ func (a *Authority) Sign(csrDER []byte, s Subject, now time.Time) ([]byte, error
 		return nil, fmt.Errorf("sign: %w", err)
 	}
 	return append(encodeCert(der), encodeCert(a.cert.Raw)...), nil
+}
+
+// givable reports whether a node may have a name that it asks for. Those of the cluster are the authority's to give, however
+// they are written: verifiers ignore case. Patterns would stand for the names of others.
+func givable(host string) bool {
+	name := strings.TrimRight(strings.ToLower(host), ".")
+	return name != "" && name != "internal" && !strings.HasSuffix(name, ".internal") && !strings.Contains(name, "*")
 }
 
 func newSerial() (*big.Int, error) {

@@ -186,11 +186,7 @@ func (p *peers) Propose(ctx context.Context, manager string, t store.Txn) (store
 
 // Barrier implements consensus.Remote.
 func (p *peers) Barrier(ctx context.Context, manager string) (store.Version, error) {
-	v, err := p.ask(ctx, manager, callBarrier, proposeIn{})
-	if errors.Is(err, consensus.ErrUnknown) {
-		err = consensus.ErrNoLeader // a question that changes nothing can be asked again
-	}
-	return v, err
+	return p.ask(ctx, manager, callBarrier, proposeIn{})
 }
 
 func (p *peers) ask(ctx context.Context, manager, method string, in proposeIn) (store.Version, error) {

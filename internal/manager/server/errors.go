@@ -31,6 +31,9 @@ func (s *Server) problem(err error) *api.Error {
 		return api.Errorf(api.CodeStoreFull, "the manager's disk is full, so nothing can be changed").WithMend("free space in the data directory; nothing was lost")
 	case errors.Is(err, consensus.ErrDiskStalled):
 		return api.Errorf(api.CodeUnavailable, "the manager's disk does not answer").WithMend("look at the disk of the data directory")
+	case errors.Is(err, consensus.ErrNoLeader):
+		return api.Errorf(api.CodeUnavailable, "the managers have no leader now, so nothing was changed").
+			WithMend("try again; if it stays so, look with `baton node ls` whether a majority of the managers runs")
 	case errors.Is(err, consensus.ErrTooLarge):
 		return api.Errorf(api.CodeTooLarge, "the change is too large for one transaction").WithMend("split the stack, or make its configs and secrets smaller")
 	case errors.Is(err, consensus.ErrClosed):

@@ -124,7 +124,7 @@ func (s *Server) OpenAPI() []byte { return s.openapi }
 func (s *Server) Handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := s.cfg.Now()
-		rec := &recorder{ResponseWriter: w, status: http.StatusOK}
+		rec := &recorder{ResponseWriter: w, status: http.StatusOK, version: func() store.Version { return s.cfg.Store.Snapshot().Version() }}
 		defer func() {
 			if p := recover(); p != nil {
 				if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
@@ -137,18 +137,24 @@ func (s *Server) Handler() http.Handler {
 			}
 			s.log.Debug("request", "method", r.Method, "path", r.URL.Path, "status", rec.status, "took", s.cfg.Now().Sub(start))
 		}()
+		if e := s.current(r); e != nil {
+			writeError(rec, e)
+			return
+		}
 		s.mux.ServeHTTP(rec, r)
 	})
 }
 
-// recorder remembers the status for the log.
+// recorder remembers the status for the log, and tells the version of the store with each answer.
 type recorder struct {
 	http.ResponseWriter
-	status int
-	wrote  bool
+	status  int
+	wrote   bool
+	version func() store.Version
 }
 
 func (r *recorder) WriteHeader(code int) {
+	r.stamp()
 	if !r.wrote {
 		r.status, r.wrote = code, true
 	}
@@ -156,6 +162,7 @@ func (r *recorder) WriteHeader(code int) {
 }
 
 func (r *recorder) Write(b []byte) (int, error) {
+	r.stamp()
 	r.wrote = true
 	return r.ResponseWriter.Write(b)
 }

@@ -239,7 +239,7 @@ func TestRefusedWrites(t *testing.T) {
 	for _, x := range []struct {
 		err  error
 		code api.Code
-	}{{consensus.ErrDiskFull, api.CodeStoreFull}, {consensus.ErrNotLeader, api.CodeNotLeader}, {store.ErrConflict, api.CodeStateMoved}, {errors.New("internals"), api.CodeInternal}} {
+	}{{consensus.ErrDiskFull, api.CodeStoreFull}, {consensus.ErrNotLeader, api.CodeNotLeader}, {consensus.ErrNoLeader, api.CodeUnavailable}, {store.ErrConflict, api.CodeStateMoved}, {errors.New("internals"), api.CodeInternal}} {
 		h := newHarness(t)
 		h.log.SetFault(func(*store.Txn) consensus.Fault { return consensus.Fault{Refuse: x.err} })
 		_, body := h.do("PUT", "/v1/stacks/shop", api.UpRequest{Stack: stack("shop")})

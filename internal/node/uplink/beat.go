@@ -39,6 +39,7 @@ func (b Beating) Connect(ctx context.Context, h agentapi.Hello) (agentapi.Sessio
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	s := &beating{Session: inner, membership: b.Membership, end: end, sent: make(map[uint64]time.Time), silent: make(chan struct{}), answered: time.Now()}
 	s.work.Go(func() { s.beat(life) })
+	s.work.Go(func() { s.watch(life) })
 	return s, nil
 }
 
@@ -60,29 +61,37 @@ type beating struct {
 func (s *beating) beat(ctx context.Context) {
 	tick := time.NewTicker(BeatEvery)
 	defer tick.Stop()
-	// An answer is looked for more often than one is asked for, so that silence is noticed when it has lasted long enough.
-	look := time.NewTicker(BeatEvery / 10)
-	defer look.Stop()
 	for {
 		if s.Session.Send(ctx, agentapi.Report{Beat: s.next()}) != nil {
 			return // Recv tells why
 		}
-	wait:
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-				break wait
-			case <-look.C:
-				s.mu.Lock()
-				quiet := time.Since(s.answered)
-				s.mu.Unlock()
-				if quiet > SilentMax {
-					close(s.silent)
-					return
-				}
-			}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// watch ends the session once the manager has been silent for too long. It does not wait for beat, whose sending waits while
+// the way is cut and full of what was sent before.
+func (s *beating) watch(ctx context.Context) {
+	// An answer is looked for more often than one is asked for, so that silence is noticed when it has lasted long enough.
+	look := time.NewTicker(BeatEvery / 10)
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-look.C:
+		}
+		s.mu.Lock()
+		quiet := time.Since(s.answered)
+		s.mu.Unlock()
+		if quiet > SilentMax {
+			close(s.silent)
+			s.end() // no more heartbeats
+			return
 		}
 	}
 }

@@ -260,8 +260,8 @@ func (c Client) LoadImage(ctx context.Context, archive io.Reader) ([]string, err
 	}
 	for {
 		buf := make([]byte, chunkSize) // the message keeps it until it is sent
-		n, rerr := io.ReadFull(archive, buf)
-		end := errors.Is(rerr, io.EOF) || errors.Is(rerr, io.ErrUnexpectedEOF)
+		n, rerr := fill(archive, buf)
+		end := errors.Is(rerr, io.EOF)
 		if rerr != nil && !end {
 			return nil, rerr
 		}
@@ -272,4 +272,18 @@ func (c Client) LoadImage(ctx context.Context, archive io.Reader) ([]string, err
 	}
 	out, err := s.Recv()
 	return out.Refs, said(ctx, err)
+}
+
+// fill reads until buf is full or r ends. Unlike io.ReadFull it does not make one error of the regular end and of one that
+// came too early (io.ErrUnexpectedEOF), which is what is read of a sender that gave up.
+func fill(r io.Reader, buf []byte) (int, error) {
+	n := 0
+	for n < len(buf) {
+		m, err := r.Read(buf[n:])
+		n += m
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
 }

@@ -12,7 +12,7 @@
 // Invariants: a protocol that needs a certificate never sees a connection whose certificate was not checked against the
 // roots of that moment; whom Allow refuses gets a closed connection after the handshake and nothing else; Recheck
 // ends the connections of those who have lost their right since. Sessions are not resumed, because a resumed one would
-// skip the check. TLS 1.3 only.
+// skip the check. TLS 1.3 only. A host that starts handshakes and says nothing takes up its own share of them only.
 //
 // The network beneath is a seam: real TCP, or package memnet in simulations.
 //

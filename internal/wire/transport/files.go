@@ -38,6 +38,7 @@ var ErrNoCertificate = errors.New("this machine has no certificate: it has not j
 // pair that does not match, which Open tells from a good one and mends with the copy beside it (node.key.next).
 type Files struct {
 	dir   string
+	save  func(path string, data []byte, mode fs.FileMode) error // durable.Write; tests end it in the middle
 	state atomic.Pointer[loaded]
 }
 
@@ -55,13 +56,12 @@ func OpenFiles(dir string) (*Files, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("credentials: %w", err)
 	}
-	f := &Files{dir: dir}
-	err := f.load()
-	if errors.Is(err, fs.ErrNotExist) {
+	f := &Files{dir: dir, save: durable.Write}
+	if _, err := os.Stat(filepath.Join(dir, certFile)); errors.Is(err, fs.ErrNotExist) {
 		f.state.Store(&loaded{roots: x509.NewCertPool()})
 		return f, nil
 	}
-	if err != nil {
+	if err := f.load(); err != nil {
 		return nil, fmt.Errorf("credentials in %s: %w: restore them, or let the machine join again", dir, err)
 	}
 	return f, nil
@@ -70,11 +70,7 @@ func OpenFiles(dir string) (*Files, error) {
 func (f *Files) load() error {
 	cert, err := tls.LoadX509KeyPair(filepath.Join(f.dir, certFile), filepath.Join(f.dir, keyFile))
 	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		// The certificate came with a key whose renaming did not happen any more.
-		if cert, err = tls.LoadX509KeyPair(filepath.Join(f.dir, certFile), filepath.Join(f.dir, keyNext)); err != nil {
+		if cert, err = f.mend(err); err != nil {
 			return err
 		}
 	}
@@ -88,6 +84,21 @@ func (f *Files) load() error {
 	}
 	f.state.Store(&loaded{cert: &cert, roots: roots, pem: data})
 	return nil
+}
+
+// mend finishes an Install that ended after its certificate was written and before its key was: the key waits beside the old
+// one. It takes its place at once, because the next Install writes over the waiting one. cause is why the pair does not fit.
+func (f *Files) mend(cause error) (tls.Certificate, error) {
+	next := filepath.Join(f.dir, keyNext)
+	cert, err := tls.LoadX509KeyPair(filepath.Join(f.dir, certFile), next)
+	if err != nil {
+		return cert, cause
+	}
+	key, err := os.ReadFile(next)
+	if err != nil {
+		return cert, err
+	}
+	return cert, errors.Join(f.write(keyFile, key), os.Remove(next))
 }
 
 // Certificate implements Credentials.
@@ -171,7 +182,7 @@ func (f *Files) writeRoots(rootsPEM []byte) error {
 
 // write replaces a file so that a power cut leaves the old one or the whole new one.
 func (f *Files) write(name string, data []byte) error {
-	if err := durable.Write(filepath.Join(f.dir, name), data, 0o600); err != nil {
+	if err := f.save(filepath.Join(f.dir, name), data, 0o600); err != nil {
 		return fmt.Errorf("credentials: %w", err)
 	}
 	return nil

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Config is what a Listener needs; all fields are required.
+// Config is what a Listener needs; all fields but Allow are required.
 type Config struct {
 	Network     Network
 	Credentials Credentials
@@ -29,7 +29,7 @@ type Listener struct {
 	cfg   Config
 	inner net.Listener
 	queue map[string]chan *Conn
-	slots chan struct{}
+	slots chan struct{} // one token per handshake under way
 
 	stop   context.CancelFunc
 	ctx    context.Context
@@ -37,17 +37,21 @@ type Listener struct {
 
 	mu    sync.Mutex
 	conns map[*Conn]struct{}
+	hosts map[string]int // handshakes under way, by where they come from
 }
 
 var protocols = []string{ProtocolRaft, ProtocolManager, ProtocolAgent, ProtocolNode, ProtocolJoin, ProtocolAPI}
 
 // Listen opens the port. The caller closes it.
 func Listen(ctx context.Context, address string, cfg Config) (*Listener, error) {
+	if cfg.Allow == nil {
+		cfg.Allow = func(Peer, string) error { return nil }
+	}
 	inner, err := cfg.Network.Listen(ctx, address)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", address, err)
 	}
-	l := &Listener{cfg: cfg, inner: inner, queue: make(map[string]chan *Conn), slots: make(chan struct{}, handshakesMax), conns: make(map[*Conn]struct{})}
+	l := &Listener{cfg: cfg, inner: inner, queue: make(map[string]chan *Conn), slots: make(chan struct{}, handshakesMax), conns: make(map[*Conn]struct{}), hosts: make(map[string]int)}
 	for _, p := range protocols {
 		l.queue[p] = make(chan *Conn, backlog)
 	}
@@ -73,6 +77,16 @@ func (l *Listener) Close() error {
 		_ = c.Close() // the other end learns of it by the reset at the latest
 	}
 	l.worker.Wait()
+	for _, q := range l.queue { // nobody accepts what waits there any more
+		for waits := true; waits; {
+			select {
+			case c := <-q:
+				_ = c.Close()
+			default:
+				waits = false
+			}
+		}
+	}
 	return err
 }
 
@@ -120,6 +134,11 @@ func (l *Listener) accept() {
 			continue
 		}
 		pause = time.Millisecond
+		host := hostOf(raw)
+		if !l.share(host) {
+			_ = raw.Close() // whoever is honest tries again
+			continue
+		}
 		select {
 		case l.slots <- struct{}{}:
 		case <-l.ctx.Done():
@@ -127,9 +146,38 @@ func (l *Listener) accept() {
 			return
 		}
 		l.worker.Go(func() {
-			defer func() { <-l.slots }()
+			defer func() { l.unshare(host); <-l.slots }()
 			l.greet(raw)
 		})
+	}
+}
+
+// hostOf is the address of the machine that a connection comes from.
+func hostOf(c net.Conn) string {
+	from := c.RemoteAddr().String()
+	if host, _, err := net.SplitHostPort(from); err == nil {
+		return host
+	}
+	return from
+}
+
+// share counts a handshake of a host, unless it has its share of them under way: who starts them and says nothing must not
+// keep all others out.
+func (l *Listener) share(host string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.hosts[host] >= handshakesOfHost {
+		return false
+	}
+	l.hosts[host]++
+	return true
+}
+
+func (l *Listener) unshare(host string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.hosts[host]--; l.hosts[host] == 0 {
+		delete(l.hosts, host)
 	}
 }
 

@@ -47,6 +47,8 @@ const (
 	handshakeMax = 5 * time.Second
 	// handshakesMax is how many handshakes are under way at a time: strangers can start them.
 	handshakesMax = 256
+	// handshakesOfHost is how many of them one address may have: more than the agents behind one address translation need.
+	handshakesOfHost = 64
 	// backlog is how many connections of one protocol wait to be accepted.
 	backlog = 64
 )
