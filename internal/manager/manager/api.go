@@ -29,6 +29,38 @@ func (m *Manager) backup(w io.Writer) error {
 	}, m.sealer.Key(), snap)
 }
 
+const (
+	// catchUpMax is how long after its start a manager lets callers wait until it has what the others have. Without a majority of
+	// managers it never does, and shows what it has.
+	catchUpMax   = 5 * time.Second
+	catchUpPause = 50 * time.Millisecond
+)
+
+// catchUp closes caught once the store has everything that was committed before the start.
+func (m *Manager) catchUp(ctx context.Context) {
+	defer close(m.caught)
+	ctx, cancel := context.WithTimeout(ctx, catchUpMax)
+	defer cancel()
+	for m.log.Barrier(ctx) != nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(catchUpPause):
+		}
+	}
+}
+
+// caughtUp lets requests wait while the store is behind: a manager that has just started would say that there is nothing.
+func (m *Manager) caughtUp(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-m.caught:
+			next.ServeHTTP(w, r)
+		case <-r.Context().Done():
+		}
+	})
+}
+
 func served(err error) error {
 	if errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
 		return nil
@@ -38,7 +70,7 @@ func served(err error) error {
 
 // serveAPI answers the public API on the port, where callers must show who they are, and ends it everywhere with ctx.
 func (m *Manager) serveAPI(ctx context.Context, g *errgroup.Group) {
-	remote := m.httpServer(authenticated(m.api.Handler()))
+	remote := m.httpServer(authenticated(m.caughtUp(m.api.Handler())))
 	g.Go(func() error { return served(remote.Serve(m.part(ctx, transport.ProtocolAPI))) })
 	g.Go(func() error {
 		<-ctx.Done()

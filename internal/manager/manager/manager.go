@@ -93,6 +93,7 @@ type Manager struct {
 	controller *control.Controller
 	api        *server.Server
 	local      *http.Server // of the local socket
+	caught     chan struct{}
 }
 
 // Open opens the port, recovers the state and, on the first start, founds the cluster.
@@ -141,7 +142,7 @@ func Open(ctx context.Context, cfg Config) (_ *Manager, err error) {
 		Log: m.log, Store: m.store, Nodes: m.nodes, Sealer: m.sealer, Keeper: m.keeper, Members: m.membersNow, Backup: m.backup, Planner: planner{seed: seed(cfg.NodeID)},
 		ClusterName: cfg.ClusterName, Version: cfg.Version, Logger: cfg.Logger,
 	})
-	m.local = m.httpServer(m.api.Handler())
+	m.local, m.caught = m.httpServer(m.caughtUp(m.api.Handler())), make(chan struct{})
 	return m, nil
 }
 
@@ -211,6 +212,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return m.dispatcher.Run(ctx) })
 	g.Go(func() error { return m.lead(ctx) })
+	g.Go(func() error { m.catchUp(ctx); return nil })
 	g.Go(func() error { m.watchNodes(ctx); return nil })
 	g.Go(func() error { m.watchLock(ctx); return nil })
 	g.Go(func() error { m.ways.accept(m.part(ctx, transport.ProtocolNode)); m.ways.close(); return nil })

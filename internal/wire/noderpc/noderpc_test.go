@@ -53,6 +53,10 @@ func (f *fake) Images(context.Context) ([]agentapi.Image, error) {
 	return []agentapi.Image{{Ref: "app:1", Digest: "d", Size: 7}}, nil
 }
 
+func (f *fake) Diagnose(_ context.Context, ways []agentapi.Way) (agentapi.Diagnosis, error) {
+	return agentapi.Diagnosis{}, nil
+}
+
 func (f *fake) RemoveImage(_ context.Context, ref string) error {
 	if ref != "app:1" {
 		return errors.New("no such image")
