@@ -390,6 +390,7 @@ func (n *node) carry(s *dispatch.Session, life int, r agentapi.Report) {
 func (w *World) writeReports() {
 	w.after(w.between(0, 2*time.Millisecond), "reports are written", func() {
 		w.dispatcher.WriteReports(context.Background())
+		w.wakeDispatch(w.between(0, 4*time.Millisecond)) // it may have to answer what it did not write: a refused stand-in
 		for _, n := range w.nodes {
 			if n.session != nil && !n.cut && n.broken(n.session) {
 				n.hangUp()
