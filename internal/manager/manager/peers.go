@@ -287,7 +287,10 @@ const (
 // newTransport makes raft's transport on the one port.
 func newTransport(port *transport.Listener, p *peers, self cluster.ID) (raft.Transport, error) {
 	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream:  stream{Listener: port.Protocol(transport.ProtocolRaft), self: self.String(), peers: p},
-		MaxPool: raftPool, Timeout: raftTimeout, Logger: hclog.NewNullLogger(), // raft itself logs what matters
+		Stream: stream{Listener: port.Protocol(transport.ProtocolRaft), self: self.String(), peers: p},
+		// One request at a time to each peer. A pipeline of raft v1.8.0 blocks for ever when a follower refuses an entry while
+		// the pipeline is full: nothing is sent to that follower any more, and the log does not close.
+		MaxRPCsInFlight: 1,
+		MaxPool:         raftPool, Timeout: raftTimeout, Logger: hclog.NewNullLogger(), // raft itself logs what matters
 	}), nil
 }
