@@ -103,6 +103,9 @@ func (p *process) become(ctx context.Context, wing *managing, m agentapi.Members
 		if err := p.renew(ctx); err != nil {
 			return fmt.Errorf("renew the certificate: %w", err)
 		}
+		if p.outdated(m) { // the manager that signed it did not know yet what this one's says
+			return errors.New("renew the certificate: the new one is of an earlier state of the cluster")
+		}
 	}
 	if m := p.manager.Load(); m != nil && p.self.get().Entering {
 		if _, ok := m.Node(); ok { // the leader has filled its log
