@@ -34,6 +34,7 @@ import (
 
 	"baton/internal/manager/manager"
 	"baton/internal/model/cluster"
+	"baton/internal/node/image/transfer"
 	"baton/internal/node/network"
 	"baton/internal/node/node"
 	"baton/internal/node/runtime"
@@ -75,6 +76,7 @@ type process struct {
 	node    atomic.Pointer[node.Node]
 	manager atomic.Pointer[manager.Manager]
 	uplink  *uplink.Uplink
+	images  *transfer.Server
 	news    chan agentapi.Membership // the latest that was not read yet
 }
 
@@ -122,18 +124,23 @@ func (p *process) run(ctx context.Context) error {
 		Managers: func() []agentapi.Manager { return append([]agentapi.Manager(nil), p.self.get().Managers...) },
 		Services: p.services,
 	})
+	p.images = transfer.NewServer(p.shelf)
 	// The agent stops first, so that what it still hands over finds a manager that writes it.
-	wing := &managing{process: p}
+	wing := &managing{process: p, door: &door{process: p}}
+	defer wing.door.shut()
 	if f.Role == transport.RoleManager {
 		if err := wing.start(ctx); err != nil {
 			return err
 		}
 	}
-	n, err := node.Open(ctx, node.Config{Dir: p.dir, ID: f.ID, Name: f.Name, Version: Version, Member: p.describe, Logger: p.log})
+	n, err := node.Open(ctx, node.Config{Dir: p.dir, ID: f.ID, Name: f.Name, Version: Version, Member: p.describe, Cluster: others{p}, Logger: p.log})
 	if err != nil {
 		return errors.Join(err, wing.stop())
 	}
 	p.node.Store(n)
+	if f.Role != transport.RoleManager {
+		wing.door.open(ctx)
+	}
 	if err := wing.open(); err != nil {
 		return errors.Join(err, wing.stop(), n.Close(context.WithoutCancel(ctx)))
 	}

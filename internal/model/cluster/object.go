@@ -97,10 +97,11 @@ const (
 	KindSettings
 	KindAuthority
 	KindJoinToken
-	KindMax = KindJoinToken
+	KindLoadedImage
+	KindMax = KindLoadedImage
 )
 
-var kindNames = [...]string{"", "node", "stack", "release", "service", "revision", "task", "network", "volume", "secret", "config", "event", "settings", "authority", "token"}
+var kindNames = [...]string{"", "node", "stack", "release", "service", "revision", "task", "network", "volume", "secret", "config", "event", "settings", "authority", "token", "image"}
 
 func (k Kind) String() string {
 	if int(k) < len(kindNames) {
@@ -158,6 +159,8 @@ func New(k Kind) Object {
 		return new(Authority)
 	case KindJoinToken:
 		return new(JoinToken)
+	case KindLoadedImage:
+		return new(LoadedImage)
 	}
 	return nil
 }

@@ -39,7 +39,7 @@ type Listener struct {
 	conns map[*Conn]struct{}
 }
 
-var protocols = []string{ProtocolRaft, ProtocolManager, ProtocolAgent, ProtocolNode, ProtocolJoin, ProtocolAPI}
+var protocols = []string{ProtocolRaft, ProtocolManager, ProtocolAgent, ProtocolNode, ProtocolJoin, ProtocolImage, ProtocolAPI}
 
 // Listen opens the port. The caller closes it.
 func Listen(ctx context.Context, address string, cfg Config) (*Listener, error) {
@@ -188,7 +188,7 @@ func (l *Listener) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	switch p := hello.SupportedProtos[0]; p {
 	case ProtocolJoin:
 		conf.NextProtos, conf.ClientAuth = []string{p}, tls.NoClientCert
-	case ProtocolRaft, ProtocolManager, ProtocolAgent, ProtocolNode:
+	case ProtocolRaft, ProtocolManager, ProtocolAgent, ProtocolNode, ProtocolImage:
 		conf.NextProtos, conf.ClientAuth = []string{p}, tls.RequireAndVerifyClientCert
 	}
 	return conf, nil
