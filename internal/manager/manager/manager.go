@@ -63,8 +63,8 @@ type Config struct {
 	Node func() agentapi.NodeServices
 	// ServeImages gives this node's images to the nodes that connect to l, until ctx ends; nil: nobody gets any.
 	ServeImages func(ctx context.Context, l net.Listener) error
-	Patience control.Patience
-	Logger   *slog.Logger
+	Patience    control.Patience
+	Logger      *slog.Logger
 	// Now is what planners take for the time, DiskFault what befalls writes of the log; both are for simulations, and nil else.
 	Now       func() time.Time
 	DiskFault func() error

@@ -44,7 +44,7 @@ type Config struct {
 	Member func(*cluster.NodeDescription)
 	// Cluster finds images on other nodes.
 	Cluster image.Cluster
-	Logger *slog.Logger
+	Logger  *slog.Logger
 }
 
 // Node is a running node wing.
