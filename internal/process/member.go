@@ -118,7 +118,7 @@ func (p *process) become(ctx context.Context, wing *managing, m agentapi.Members
 	case m.Role == transport.RoleManager && !runs && wing.keys == nil: // one that is locked waits for its operator
 		return p.promote(ctx, wing)
 	case m.Role == transport.RoleWorker && (runs || p.self.get().Role == transport.RoleManager):
-		return p.demote(wing)
+		return p.demote(ctx, wing)
 	}
 	return nil
 }
@@ -186,15 +186,21 @@ func (p *process) promote(ctx context.Context, wing *managing) error {
 		return err
 	}
 	p.log.Info("this node becomes a manager")
-	return wing.start(ctx)
+	wing.door.shut() // the port becomes the manager's
+	if err := wing.start(ctx); err != nil {
+		wing.door.open(ctx)
+		return err
+	}
+	return nil
 }
 
 // demote makes this node a worker: the manager stops, and its copy of the state goes away.
-func (p *process) demote(wing *managing) error {
+func (p *process) demote(ctx context.Context, wing *managing) error {
 	p.log.Info("this node is a worker now")
 	if err := wing.stop(); err != nil {
 		p.log.Warn("the manager ended with an error", "err", err)
 	}
+	wing.door.open(ctx)
 	if err := p.self.change(func(f *selfFile) { f.Role, f.Entering = transport.RoleWorker, false }); err != nil {
 		return err
 	}
@@ -204,6 +210,7 @@ func (p *process) demote(wing *managing) error {
 // managing is the manager wing of this process: there, or not. It belongs to the goroutine that runs the process.
 type managing struct {
 	process *process
+	door    *door // open while no manager runs
 	cancel  context.CancelFunc
 	ended   chan error // what its Run returned
 
@@ -223,7 +230,7 @@ func (w *managing) start(ctx context.Context) error {
 		Dir: p.managerDir(), UnlockKey: w.key, NodeID: f.ID, NodeName: f.Name, ClusterName: clusterName, Version: Version,
 		Network: transport.TCP{}, Credentials: p.creds, Bind: f.Bind, Listen: f.listen(), Hosts: hosts(f),
 		Managers: f.Managers, Join: f.Entering, Mesh: p.mesh(), MeshPort: f.port(),
-		Pools: choosePools, Node: p.services, Logger: p.log,
+		Pools: choosePools, Node: p.services, ServeImages: p.serveImages, Logger: p.log,
 	})
 	if err != nil {
 		return err

@@ -34,6 +34,7 @@ import (
 
 	"baton/internal/manager/manager"
 	"baton/internal/model/cluster"
+	"baton/internal/node/image/transfer"
 	"baton/internal/node/network"
 	"baton/internal/node/node"
 	"baton/internal/node/runtime"
@@ -75,6 +76,7 @@ type process struct {
 	node    atomic.Pointer[node.Node]
 	manager atomic.Pointer[manager.Manager]
 	uplink  *uplink.Uplink
+	images  *transfer.Server
 	news    chan agentapi.Membership // the latest that was not read yet
 }
 
@@ -122,12 +124,14 @@ func (p *process) run(ctx context.Context) error {
 		Managers: func() []agentapi.Manager { return append([]agentapi.Manager(nil), p.self.get().Managers...) },
 		Services: p.services,
 	})
+	p.images = transfer.NewServer(p.shelf)
 	// Both wings start at once: other nodes wait for this one's network, and agents for its manager.
-	wing := &managing{process: p}
+	wing := &managing{process: p, door: &door{process: p}}
+	defer wing.door.shut()
 	var n *node.Node
 	var opened errgroup.Group
 	opened.Go(func() (err error) {
-		n, err = node.Open(ctx, node.Config{Dir: p.dir, ID: f.ID, Name: f.Name, Version: Version, Member: p.describe, Logger: p.log})
+		n, err = node.Open(ctx, node.Config{Dir: p.dir, ID: f.ID, Name: f.Name, Version: Version, Member: p.describe, Cluster: neighbours{p}, Logger: p.log})
 		return err
 	})
 	var err error
@@ -141,6 +145,9 @@ func (p *process) run(ctx context.Context) error {
 		return errors.Join(err, wing.stop())
 	}
 	p.node.Store(n)
+	if f.Role != transport.RoleManager {
+		wing.door.open(ctx)
+	}
 	if err := wing.open(); err != nil {
 		return errors.Join(err, wing.stop(), n.Close(context.WithoutCancel(ctx)))
 	}

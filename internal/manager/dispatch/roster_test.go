@@ -26,13 +26,23 @@ func presence(node int, session uint64, acked cluster.Version, silent time.Durat
 	return []Presence{{Node: id('n', node), Session: session, Acked: acked, Silent: silent}}
 }
 
+// heard is what a manager says of its agents.
+type heard struct {
+	after   time.Duration // since the last one
+	manager string
+	list    []Presence
+}
+
+// tell lets managers speak, each at its time.
+func (w *watch) tell(r *Roster, all []heard) {
+	for _, h := range all {
+		w.at = w.at.Add(h.after)
+		r.Hear(h.manager, h.list)
+	}
+}
+
 func TestRoster(t *testing.T) {
 	const ms = time.Millisecond
-	type heard struct {
-		after   time.Duration // since the last one
-		manager string
-		list    []Presence
-	}
 	for name, c := range map[string]struct {
 		hear   []heard
 		later  time.Duration
@@ -87,10 +97,7 @@ func TestRoster(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := &watch{start}
 			r := NewRoster(w.now)
-			for _, h := range c.hear {
-				w.at = w.at.Add(h.after)
-				r.Hear(h.manager, h.list)
-			}
+			w.tell(r, c.hear)
 			w.at = w.at.Add(c.later)
 			at, known := r.Heard(id('n', 1))
 			if got := r.Acked(); got != c.acked || known != c.known || w.at.Sub(at) != c.silent {

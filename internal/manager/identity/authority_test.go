@@ -40,6 +40,7 @@ func parse(t testing.TB, chainPEM []byte) *x509.Certificate {
 	block, _ := pem.Decode(chainPEM)
 	if block == nil {
 		t.Fatal("no certificate")
+		return nil
 	}
 	leaf, err := x509.ParseCertificate(block.Bytes)
 	if err != nil {
@@ -188,6 +189,15 @@ type node struct {
 	issuer string
 }
 
+// trust is the set of authorities that a node trusts which was told o.
+func trust(o *cluster.Authority) map[string]bool {
+	m := make(map[string]bool)
+	for _, r := range o.Roots {
+		m[HashText(r)] = true
+	}
+	return m
+}
+
 // Whatever order nodes follow in, and however often the authority is rotated, any two nodes trust each other at any time, and
 // in the end all are of the last authority.
 func TestRotationNeverParts(t *testing.T) {
@@ -198,13 +208,6 @@ func TestRotationNeverParts(t *testing.T) {
 			t.Fatal(err)
 		}
 		nodes := make([]*node, rapid.IntRange(1, 5).Draw(t, "nodes"))
-		trust := func(o *cluster.Authority) map[string]bool {
-			m := make(map[string]bool)
-			for _, r := range o.Roots {
-				m[HashText(r)] = true
-			}
-			return m
-		}
 		seen := make([]*cluster.Authority, len(nodes)) // as each node was told last
 		for i := range nodes {
 			nodes[i], seen[i] = &node{trusts: trust(o), issuer: IssuerHash(o)}, o

@@ -37,7 +37,7 @@ import (
 	"baton/internal/wire/transport"
 )
 
-// Config is what a manager is made of; all fields but Hosts, Managers, Join, UnlockKey, Patience, Now
+// Config is what a manager is made of; all fields but Hosts, Managers, Join, UnlockKey, ServeImages, Patience, Now
 // and DiskFault are required.
 type Config struct {
 	Dir         string // state, keys and log
@@ -62,9 +62,11 @@ type Config struct {
 	// UnlockKey opens a sealing key that is locked.
 	UnlockKey []byte
 	// Node gives access to the tasks and images of this process' own node; nil while it is not up.
-	Node     func() agentapi.NodeServices
-	Patience control.Patience
-	Logger   *slog.Logger
+	Node func() agentapi.NodeServices
+	// ServeImages gives this node's images to the nodes that connect to l, until ctx ends; nil: nobody gets any.
+	ServeImages func(ctx context.Context, l net.Listener) error
+	Patience    control.Patience
+	Logger      *slog.Logger
 	// Now is what planners take for the time, DiskFault what befalls writes of the log; both are for simulations, and nil else.
 	Now       func() time.Time
 	DiskFault func() error
@@ -139,7 +141,8 @@ func Open(ctx context.Context, cfg Config) (_ *Manager, err error) {
 	m.dispatcher = dispatch.New(dispatch.Config{Store: m.store, Log: m.log, Opener: m.sealer, Logger: cfg.Logger, Now: time.Now, Attendant: m})
 	m.controller = control.New(control.Config{Store: m.store, Log: m.raft, Acks: m.roster, Logger: cfg.Logger, Seed: seed(cfg.NodeID), Now: cfg.Now})
 	m.api = server.New(server.Config{
-		Log: m.log, Store: m.store, Nodes: m.nodes, Sealer: m.sealer, Keeper: m.keeper, Members: m.membersNow, Backup: m.backup, Planner: planner{seed: seed(cfg.NodeID)},
+		Log: m.log, Store: m.store, Nodes: m.nodes, Self: cfg.NodeID, Sealer: m.sealer, Keeper: m.keeper, Members: m.membersNow, Backup: m.backup,
+		Planner:     planner{seed: seed(cfg.NodeID)},
 		ClusterName: cfg.ClusterName, Version: cfg.Version, Logger: cfg.Logger,
 	})
 	m.local, m.caught = m.httpServer(m.caughtUp(m.api.Handler())), make(chan struct{})
@@ -226,6 +229,9 @@ func (m *Manager) Run(ctx context.Context) error {
 		part.serve(s)
 		g.Go(func() error { return rpc.Serve(ctx, s, m.part(ctx, part.protocol)) })
 	}
+	if m.cfg.ServeImages != nil {
+		g.Go(func() error { return m.cfg.ServeImages(ctx, m.part(ctx, transport.ProtocolImage)) })
+	}
 	m.serveAPI(ctx, g)
 	return errors.Join(g.Wait(), m.Close())
 }
@@ -243,6 +249,8 @@ func (m *Manager) serveAgents(s *grpc.Server) {
 	m.dispatcher.Serve(t)
 	rpc.Unary(t, agentapi.CallRenew, m.renew)
 	rpc.Unary(t, agentapi.CallKit, m.kit)
+	rpc.Unary(t, agentapi.CallHolders, m.holders)
+	rpc.Unary(t, agentapi.CallMember, m.member)
 	t.Register(s)
 }
 

@@ -5,15 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"slices"
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/danielgtaylor/huma/v2"
-	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
 	"baton/client/api"
 	"baton/internal/manager/store"
@@ -225,107 +220,4 @@ func (s *Server) each(nodes []*cluster.Node, f func(i int, n *cluster.Node, ns a
 	}
 	wg.Wait()
 	return errors.Join(errs...)
-}
-
-func (s *Server) listImages(ctx context.Context, node string) ([]api.Image, error) {
-	snap := s.cfg.Store.Snapshot()
-	nodes, err := s.connected(snap, node)
-	if err != nil {
-		return nil, err
-	}
-	found := make([][]agentapi.Image, len(nodes))
-	err = s.each(nodes, func(i int, n *cluster.Node, ns agentapi.NodeServices) error {
-		var err error
-		found[i], err = ns.Images(ctx)
-		return onNode(n, err)
-	})
-	if err != nil {
-		return nil, err
-	}
-	out := []api.Image{}
-	for i, list := range found {
-		for _, img := range list {
-			out = append(out, api.Image{Node: nodes[i].Name, Ref: img.Ref, Digest: img.Digest, Size: img.Size, Created: img.Created})
-		}
-	}
-	slices.SortFunc(out, func(a, b api.Image) int {
-		return cmp.Or(cmp.Compare(a.Ref, b.Ref), cmp.Compare(a.Node, b.Node))
-	})
-	return out, nil
-}
-
-// onNode tells that a node could not do something. What nodes say is meant for users.
-func onNode(n *cluster.Node, err error) error {
-	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return err
-	}
-	return api.Errorf(api.CodeUnavailable, "node %s: %s", n.Name, err)
-}
-
-func (s *Server) removeImage(ctx context.Context, node, ref string) error {
-	snap := s.cfg.Store.Snapshot()
-	nodes, err := s.connected(snap, node)
-	if err != nil {
-		return err
-	}
-	have, err := s.listImages(ctx, node)
-	if err != nil {
-		return err
-	}
-	var refs []string
-	on := make(map[string]bool)
-	for _, img := range have {
-		refs = append(refs, img.Ref)
-		if img.Ref == ref {
-			on[img.Node] = true
-		}
-	}
-	if len(on) == 0 {
-		return (resolver{snap: snap}).unknown("image", ref, refs)
-	}
-	nodes = slices.DeleteFunc(nodes, func(n *cluster.Node) bool { return !on[n.Name] })
-	return s.each(nodes, func(_ int, n *cluster.Node, ns agentapi.NodeServices) error {
-		return onNode(n, ns.RemoveImage(ctx, ref))
-	})
-}
-
-// ImageBytesMax is the size of the largest archive that can be loaded.
-const ImageBytesMax = 64 << 30
-
-func (s *Server) loadImageRoute() {
-	type loadIn struct {
-		Node string `query:"node" doc:"name of the node; may be left out when there is one"`
-	}
-	op := s.operation(operation{method: http.MethodPost, path: "/v1/images/load", id: "loadImage", summary: "Import an OCI or docker archive, which is the body", tag: "images"})
-	op.RequestBody = &huma.RequestBody{Content: map[string]*huma.MediaType{"application/octet-stream": {Schema: &huma.Schema{Type: "string", Format: "binary"}}}}
-	op.Responses["200"].Content = map[string]*huma.MediaType{"application/json": {Schema: s.schemaOf(api.LoadResult{})}}
-	huma.Register(s.api, op, func(ctx context.Context, in *loadIn) (*huma.StreamResponse, error) {
-		nodes, err := s.connected(s.cfg.Store.Snapshot(), in.Node)
-		if err != nil {
-			return nil, s.problem(err)
-		}
-		if len(nodes) != 1 {
-			return nil, api.Errorf(api.CodeInvalid, "there are %d connected nodes", len(nodes)).WithMend("say which one with node=NAME")
-		}
-		return &huma.StreamResponse{Body: func(hc huma.Context) {
-			r, w := humago.Unwrap(hc)
-			s.loadImage(ctx, w, http.MaxBytesReader(w, r.Body, ImageBytesMax), nodes[0])
-		}}, nil
-	})
-}
-
-func (s *Server) loadImage(ctx context.Context, w http.ResponseWriter, archive io.Reader, n *cluster.Node) {
-	// The archive may take longer than any time limit of the HTTP server.
-	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
-	ns, err := s.services(n.ID, n.Name)
-	var refs []string
-	if err == nil {
-		refs, err = ns.LoadImage(ctx, archive)
-		err = onNode(n, err)
-	}
-	if err != nil {
-		writeError(w, s.problem(err))
-		return
-	}
-	writeJSON(w, api.LoadResult{Node: n.Name, Refs: refs})
 }

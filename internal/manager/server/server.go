@@ -62,6 +62,8 @@ type Config struct {
 	// Nodes finds what a connected node does for users; false when it is not connected.
 	Nodes  func(cluster.ID) (agentapi.NodeServices, bool)
 	Sealer Sealer
+	// Self is the node of this manager.
+	Self cluster.ID
 	// Keeper signs and makes join tokens, Members tells who has the log; both are nil on a manager that has no network.
 	Keeper  *identity.Keeper
 	Members func() (leader string, voters []string)

@@ -98,10 +98,11 @@ const (
 	KindAuthority
 	KindJoinToken
 	KindRegistry
-	KindMax = KindRegistry
+	KindLoadedImage
+	KindMax = KindLoadedImage
 )
 
-var kindNames = [...]string{"", "node", "stack", "release", "service", "revision", "task", "network", "volume", "secret", "config", "event", "settings", "authority", "token", "registry"}
+var kindNames = [...]string{"", "node", "stack", "release", "service", "revision", "task", "network", "volume", "secret", "config", "event", "settings", "authority", "token", "registry", "image"}
 
 func (k Kind) String() string {
 	if int(k) < len(kindNames) {
@@ -161,6 +162,8 @@ func New(k Kind) Object {
 		return new(JoinToken)
 	case KindRegistry:
 		return new(Registry)
+	case KindLoadedImage:
+		return new(LoadedImage)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"crypto/sha256"
 	"maps"
 	"net/netip"
 	"slices"
@@ -425,3 +426,26 @@ func (*JoinToken) Kind() Kind { return KindJoinToken }
 
 // Clone implements Object.
 func (t *JoinToken) Clone() Object { c := *t; return &c }
+
+// LoadedImage says which content a reference has that a user loaded: that of the newest load, on whichever node it was. Nodes
+// that have other content under the reference, or none, fetch this one before they start a task. Its id is ImageID of Ref.
+type LoadedImage struct {
+	Meta
+	Ref    string    `json:"ref"`    // as nodes name it: with registry and tag
+	Digest string    `json:"digest"` // of what the reference points to
+	Node   ID        `json:"node"`   // where it was loaded
+	Loaded time.Time `json:"loaded"`
+}
+
+// Kind implements Object.
+func (*LoadedImage) Kind() Kind { return KindLoadedImage }
+
+// Clone implements Object.
+func (i *LoadedImage) Clone() Object { c := *i; return &c }
+
+// ImageID is the id of the LoadedImage of a reference, so that it is found without an index.
+func ImageID(ref string) (id ID) {
+	sum := sha256.Sum256([]byte("image " + ref))
+	copy(id[:], sum[:])
+	return id
+}

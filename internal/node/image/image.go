@@ -35,6 +35,10 @@ type Config struct {
 	Client *containerd.Client
 	// Auth returns the credentials for a registry host, such as "docker.io" or "registry.example:5000", if there are any. May be nil.
 	Auth func(ctx context.Context, host string) (Auth, bool)
+	// Cluster finds images on other nodes; nil on a node without one.
+	Cluster Cluster
+	// Fetched is told of images that came from other nodes. It must not block. May be nil.
+	Fetched func(f Fetched)
 	// Progress is told how pulls come along. It must not block. May be nil.
 	Progress func(p Progress)
 	// Log defaults to slog.Default.
@@ -46,6 +50,7 @@ type Store struct {
 	cfg     Config
 	log     *slog.Logger
 	library library
+	fetches chan struct{} // one token per image that comes from other nodes
 }
 
 // Image is one name of an image on this node.
@@ -62,7 +67,7 @@ func New(cfg Config) *Store {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	return &Store{cfg: cfg, log: cfg.Log.With("part", "image")}
+	return &Store{cfg: cfg, log: cfg.Log.With("part", "image"), fetches: make(chan struct{}, fetchesMax)}
 }
 
 // Load imports an OCI or docker archive, compressed or not, and returns the names of its images, sorted. It fails when the archive

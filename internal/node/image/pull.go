@@ -49,6 +49,9 @@ type Progress struct {
 
 // Pull makes the image present by the policy, unpacked; it implements runtime.Images. A RejectError means that trying again will not
 // help: the image does not exist, may not be had, or may not be asked for. Any other error may pass.
+//
+// What was loaded by hand is fetched from the nodes that have it, whatever the policy: PullNever forbids registries, and only
+// PullAlways asks one for a name that was loaded.
 func (s *Store) Pull(ctx context.Context, ref string, policy spec.PullPolicy) error {
 	img, err := s.find(ctx, ref)
 	missing := errdefs.IsNotFound(err)
@@ -56,28 +59,44 @@ func (s *Store) Pull(ctx context.Context, ref string, policy spec.PullPolicy) er
 		return err
 	}
 	full, nerr := Normalize(ref)
-	if nerr != nil && missing {
-		return err
-	}
-	local := nerr != nil || localOnly(ref) || localOnly(full)
-	if !missing && (policy != spec.PullAlways || local) {
+	if nerr != nil {
+		if missing {
+			return err
+		}
 		return s.unpack(ctx, img)
 	}
-	if policy == spec.PullNever || local {
-		return err
+	holders, herr := s.holders(ctx, full)
+	loaded := holders.Digest != ""
+	mayPull := policy != spec.PullNever && !localOnly(ref) && !localOnly(full)
+	var perr error
+	if mayPull && (policy == spec.PullAlways || missing && !loaded) {
+		if perr = s.pull(ctx, full); perr == nil {
+			return nil
+		}
+		perr = s.explain(ref, perr)
 	}
-	perr := s.pull(ctx, full)
-	if perr == nil {
-		return nil
+	if missing || loaded && holders.Digest != img.Target().Digest.String() {
+		switch ferr := s.fetch(ctx, full, holders); {
+		case ferr == nil:
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case missing:
+			return s.missing(ref, err, perr, herr, ferr, loaded)
+		default:
+			// Not to start would be worse than an older image.
+			s.log.Warn("the newest load of the image cannot be had; the present one is used", "image", ref, "err", ferr)
+		}
 	}
-	perr = s.explain(ref, perr)
 	var re *agent.RejectError
-	if !missing && !errors.As(perr, &re) {
-		// The registry cannot be reached, but an image of that name is here. Not to start would be worse than an older one.
+	switch {
+	case perr == nil || loaded:
+	case errors.As(perr, &re):
+		return perr
+	default: // the registry cannot be reached, but an image of that name is here
 		s.log.Warn("image could not be refreshed; the present one is used", "image", ref, "err", perr)
-		return s.unpack(ctx, img)
 	}
-	return perr
+	return s.unpack(ctx, img)
 }
 
 func (s *Store) pull(ctx context.Context, full string) error {

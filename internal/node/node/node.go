@@ -15,6 +15,8 @@ import (
 	"log/slog"
 	"path/filepath"
 	goruntime "runtime"
+	"strings"
+	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"golang.org/x/sys/unix"
@@ -25,6 +27,7 @@ import (
 	"baton/internal/node/agent"
 	"baton/internal/node/files"
 	"baton/internal/node/image"
+	"baton/internal/node/image/transfer"
 	"baton/internal/node/network"
 	"baton/internal/node/record"
 	"baton/internal/node/runtime"
@@ -32,7 +35,7 @@ import (
 	"baton/internal/wire/agentapi"
 )
 
-// Config is what a node is made of; all fields but Member are required.
+// Config is what a node is made of; all fields but Member and Cluster are required.
 type Config struct {
 	Dir     string // data directory of the whole process
 	ID      cluster.ID
@@ -40,7 +43,9 @@ type Config struct {
 	Version string
 	// Member fills in what the process knows of this node's place in the cluster.
 	Member func(*cluster.NodeDescription)
-	Logger *slog.Logger
+	// Cluster finds images on other nodes.
+	Cluster image.Cluster
+	Logger  *slog.Logger
 }
 
 // Node is a running node wing.
@@ -73,7 +78,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	n.runtime, err = runtime.New(ctx, runtime.Config{
 		DataDir: cfg.Dir, Containerd: paths.Containerd, Shim: paths.Front, Runc: paths.Runc, Logger: paths.Logger,
 		Images: func(c *containerd.Client) runtime.Images {
-			n.images = image.New(image.Config{Client: c, Auth: credentials, Log: cfg.Logger})
+			n.images = image.New(image.Config{Client: c, Auth: credentials, Cluster: cfg.Cluster, Fetched: n.fetched, Log: cfg.Logger})
 			return n.images
 		},
 		Log: cfg.Logger, Note: n.note,
@@ -108,6 +113,17 @@ func NetworkConfig(cfg Config) network.Config {
 func (n *Node) Close(ctx context.Context) error {
 	return errors.Join(n.network.Close(), n.runtime.Close(ctx, true))
 }
+
+// fetched tells users where an image came from.
+func (n *Node) fetched(f image.Fetched) {
+	n.note(agentapi.Note{
+		Type: "image.fetched", At: time.Now(),
+		Message: fmt.Sprintf("image %s came from %s: %.1f MB in %s", f.Ref, strings.Join(f.From, " and "), float64(f.Bytes)/1e6, f.Took.Round(time.Millisecond)),
+	})
+}
+
+// Shelf is what this node gives of its images to others.
+func (n *Node) Shelf() transfer.Shelf { return n.images.Shelf() }
 
 // note passes what the runtime noticed on to the agent. It never blocks the runtime.
 func (n *Node) note(note agentapi.Note) {

@@ -36,6 +36,36 @@ type (
 	}
 )
 
+// greetings are the functions of the service under test.
+func greetings(table *rpc.Table) {
+	rpc.Unary(table, "Hello", func(ctx context.Context, in helloIn) (helloOut, error) {
+		switch in.Text {
+		case "fail":
+			return helloOut{}, errors.New("the greeter is in a bad mood")
+		case "deny":
+			return helloOut{}, status.Error(codes.PermissionDenied, "not you")
+		case "wait":
+			<-ctx.Done()
+			return helloOut{}, ctx.Err()
+		}
+		return helloOut{Text: "hello " + in.Text, Peer: rpc.Peer(ctx)}, nil
+	})
+	rpc.Streaming(table, "Echo", func(s rpc.Stream[helloIn, helloOut]) error {
+		for {
+			m, err := s.Recv()
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			if err := s.Send(helloOut{Text: m.Text}); err != nil {
+				return err
+			}
+		}
+	})
+}
+
 // serve answers greetings on a port of its own and returns a way to it as a worker.
 func serve(t *testing.T) (dial func(context.Context) (net.Conn, error)) {
 	t.Helper()
@@ -69,32 +99,7 @@ func serve(t *testing.T) (dial func(context.Context) (net.Conn, error)) {
 		t.Fatal(err)
 	}
 	table := rpc.NewTable(greeter)
-	rpc.Unary(table, "Hello", func(ctx context.Context, in helloIn) (helloOut, error) {
-		switch in.Text {
-		case "fail":
-			return helloOut{}, errors.New("the greeter is in a bad mood")
-		case "deny":
-			return helloOut{}, status.Error(codes.PermissionDenied, "not you")
-		case "wait":
-			<-ctx.Done()
-			return helloOut{}, ctx.Err()
-		}
-		return helloOut{Text: "hello " + in.Text, Peer: rpc.Peer(ctx)}, nil
-	})
-	rpc.Streaming(table, "Echo", func(s rpc.Stream[helloIn, helloOut]) error {
-		for {
-			m, err := s.Recv()
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-			if err := s.Send(helloOut{Text: m.Text}); err != nil {
-				return err
-			}
-		}
-	})
+	greetings(table)
 	s := rpc.NewServer()
 	table.Register(s)
 	ctx, stop := context.WithCancel(context.Background())

@@ -1,4 +1,5 @@
 // Package transport is how the machines of a cluster reach each other: one TCP port for everything, with mutual TLS.
+// Managers serve all of it on theirs, workers images only.
 //
 // What a connection is for is agreed in its TLS handshake (ALPN), so that one listener serves them all:
 //
@@ -6,6 +7,7 @@
 //	baton-manager/1  calls between managers            both sides show certificates of managers
 //	baton-agent/1    an agent's session                the caller shows a node's certificate
 //	baton-node/1     the way back: the caller serves   the caller shows a node's certificate
+//	baton-image/1    images from node to node          the caller shows a node's certificate
 //	baton-join/1     a machine that wants to join      the caller has no certificate yet
 //	h2, http/1.1     the public API                    a certificate is asked for, not required
 //

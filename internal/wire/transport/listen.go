@@ -40,7 +40,7 @@ type Listener struct {
 	hosts map[string]int // handshakes under way, by where they come from
 }
 
-var protocols = []string{ProtocolRaft, ProtocolManager, ProtocolAgent, ProtocolNode, ProtocolJoin, ProtocolAPI}
+var protocols = []string{ProtocolRaft, ProtocolManager, ProtocolAgent, ProtocolNode, ProtocolJoin, ProtocolImage, ProtocolAPI}
 
 // Listen opens the port. The caller closes it.
 func Listen(ctx context.Context, address string, cfg Config) (*Listener, error) {
@@ -236,7 +236,7 @@ func (l *Listener) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	switch p := hello.SupportedProtos[0]; p {
 	case ProtocolJoin:
 		conf.NextProtos, conf.ClientAuth = []string{p}, tls.NoClientCert
-	case ProtocolRaft, ProtocolManager, ProtocolAgent, ProtocolNode:
+	case ProtocolRaft, ProtocolManager, ProtocolAgent, ProtocolNode, ProtocolImage:
 		conf.NextProtos, conf.ClientAuth = []string{p}, tls.RequireAndVerifyClientCert
 	}
 	return conf, nil

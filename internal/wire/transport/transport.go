@@ -18,6 +18,7 @@ const (
 	ProtocolAgent   = "baton-agent/1"
 	ProtocolNode    = "baton-node/1"
 	ProtocolJoin    = "baton-join/1"
+	ProtocolImage   = "baton-image/1"
 	// ProtocolAPI stands for "h2" and "http/1.1".
 	ProtocolAPI = "api"
 )
