@@ -146,7 +146,7 @@ const databaseOn = `services:
   db%[1]s:
     image: postgres:15
     environment: {POSTGRES_PASSWORD: none}
-    deploy: {placement: {constraints: [node.hostname == %[1]s]}}
+    deploy: {placement: {constraints: [node.labels.place == %[1]s]}}
 `
 
 // A node that dies while it gives an image is replaced by another one that has it; when none is left, the task says so and goes
@@ -154,6 +154,9 @@ const databaseOn = `services:
 func TestImageSourceDies(t *testing.T) {
 	c := newCluster(t, 1, 3)
 	m1, w1, w2 := c.by("m1"), c.by("w1"), c.by("w2")
+	for _, m := range c.list {
+		m1.baton("node", "label", m.name, "place="+m.name)
+	}
 	m1.baton("image", "load", "--node", "w2", filepath.Join(images, "postgres.tar"))
 	m1.baton("up", "-f", m1.write("compose.yaml", fmt.Sprintf(databaseOn, "m1")), "-s", "one", "-y")
 
@@ -188,7 +191,7 @@ func TestImageSourceDies(t *testing.T) {
 		}
 		return nil
 	})
-	file := m1.write("compose.yaml", "services: {cache: {image: 'redis:7', deploy: {placement: {constraints: [node.hostname == w3]}}}}")
+	file := m1.write("compose.yaml", "services: {cache: {image: 'redis:7', deploy: {placement: {constraints: [node.labels.place == w3]}}}}")
 	m1.baton("up", "-f", file, "-s", "three", "-y", "-d")
 	eventually(t, 60*time.Second, "the task says what is missing", func() error {
 		if out := m1.baton("why", "three/cache"); !strings.Contains(out, "was loaded with `baton image load`, but cannot be fetched") {
