@@ -199,10 +199,13 @@ type fault struct {
 }
 
 const (
-	// silentLimit is the time until a silent node's tasks get no requests any more (3 s), with what a busy machine adds.
-	silentLimit = 6 * time.Second
+	// silentLimit is the time until a silent node's tasks get no requests any more (3 s), with what a busy machine adds; what
+	// was measured is printed.
+	silentLimit = 10 * time.Second
 	// leaderLimit is the same when nobody leads at first: a new leader gives every node the time that a silent one has.
-	leaderLimit = 9 * time.Second
+	leaderLimit = 13 * time.Second
+	// showsAfter is how long a fault takes to show in what managers say.
+	showsAfter = 8 * time.Second
 )
 
 func (c *machines) faults() []fault {
@@ -378,7 +381,7 @@ func (c *machines) replaced(m *machine, fault string) {
 	c.t.Helper()
 	begin := time.Now()
 	eventually(c.t, 40*time.Second, fault+": web is whole again", func() error {
-		if time.Since(begin) < silentLimit+2*time.Second {
+		if time.Since(begin) < showsAfter {
 			return errors.New("the fault may not have shown yet")
 		}
 		r := m.try("ls", "-s", "web", "-o", "json")
