@@ -32,7 +32,7 @@ var _ image.Cluster = neighbours{}
 // Holders implements image.Cluster: the manager of this process knows, else any manager is asked.
 func (o neighbours) Holders(ctx context.Context, ref string) (agentapi.ImageHolders, error) {
 	if m := o.manager.Load(); m != nil {
-		return m.Holders(o.self.get().ID, ref), nil
+		return m.Holders(ctx, o.self.get().ID, ref), nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, holdersWait)
 	defer cancel()

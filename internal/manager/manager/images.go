@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
+	"time"
 
 	"baton/internal/manager/store"
 	"baton/internal/model/cluster"
@@ -15,9 +16,23 @@ import (
 // holdersMax is how many holders of an image a node is told of: enough to go on when some of them die.
 const holdersMax = 16
 
-// Holders tells a node who else has an image: first the node where it was loaded, then others in an order drawn anew each
+// currentMax bounds how long an answer waits for this manager's store to be current. What is known has to do then: a node
+// must be able to start what it has while the cluster has no leader.
+const currentMax = time.Second
+
+// Holders tells a node who else has an image, with all loads that were acknowledged before the question.
+func (m *Manager) Holders(ctx context.Context, asking cluster.ID, ref string) agentapi.ImageHolders {
+	ctx, cancel := context.WithTimeout(ctx, currentMax)
+	defer cancel()
+	if err := m.log.Barrier(ctx); err != nil {
+		m.cfg.Logger.Warn("who has an image is told from a store that may be behind", "image", ref, "err", err)
+	}
+	return m.holdersNow(asking, ref)
+}
+
+// holdersNow is what this manager's store says: first the node where it was loaded, then others in an order drawn anew each
 // time, so that they share the work.
-func (m *Manager) Holders(asking cluster.ID, ref string) agentapi.ImageHolders {
+func (m *Manager) holdersNow(asking cluster.ID, ref string) agentapi.ImageHolders {
 	snap := m.store.Snapshot()
 	var out agentapi.ImageHolders
 	loaded, ok := store.Get[*cluster.LoadedImage](snap, cluster.ImageID(ref))
@@ -53,7 +68,7 @@ func (m *Manager) holders(ctx context.Context, in agentapi.ImageQuestion) (agent
 	if err != nil {
 		return agentapi.ImageHolders{}, errors.New("the certificate of who asks names no node")
 	}
-	return m.Holders(id, in.Ref), nil
+	return m.Holders(ctx, id, in.Ref), nil
 }
 
 // Member reports whether a node belongs to the cluster.
