@@ -267,7 +267,7 @@ func (c *Client) Images(ctx context.Context, node string) ([]api.Image, error) {
 	return get[[]api.Image](ctx, c, path("images"), query{}.set("node", node))
 }
 
-// LoadImage imports an OCI or docker archive on a node, which may be left out when there is one.
+// LoadImage imports an OCI or docker archive on a node, by default the manager's own. It serves all nodes from there.
 func (c *Client) LoadImage(ctx context.Context, node string, archive io.Reader) (api.LoadResult, error) {
 	var out api.LoadResult
 	r, err := c.request(ctx, http.MethodPost, path("images", "load"), query{}.set("node", node), io.NopCloser(archive))

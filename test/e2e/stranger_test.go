@@ -31,8 +31,8 @@ func (c *machines) stranger(stdin string, env []string, args ...string) result {
 }
 
 func TestStrangersGetNothingButARefusal(t *testing.T) {
-	c := newCluster(t, 1, 1)
-	m1, w1 := c.list[0], c.list[1]
+	c := newCluster(t, 1, 2)
+	m1, w1, w2 := c.list[0], c.list[1], c.list[2]
 	line := strings.TrimSpace(m1.baton("token", "ls", "worker", "-q"))
 	short := strings.TrimSpace(m1.baton("token", "create", "worker", "--ttl", "1m", "-q"))
 	m1.baton("token", "rotate", "worker")
@@ -58,13 +58,14 @@ func TestStrangersGetNothingButARefusal(t *testing.T) {
 			}
 		})
 	}
-	if n := len(decode[[]api.Node](t, m1.baton("node", "ls", "-o", "json"))); n != 2 {
-		t.Errorf("there are %d nodes, want 2", n)
+	if n := len(decode[[]api.Node](t, m1.baton("node", "ls", "-o", "json"))); n != 3 {
+		t.Errorf("there are %d nodes, want 3", n)
 	}
 	t.Run("taken name", func(t *testing.T) { c.takenName(m1) })
 	t.Run("handshakes", func(t *testing.T) { c.handshakes(m1, w1, other) })
+	t.Run("images", func(t *testing.T) { c.imagesForMembers(m1, w1, w2, other) })
 	t.Run("remote users", func(t *testing.T) { c.remoteUsers(m1, w1) })
-	t.Run("removed node", func(t *testing.T) { c.removed(m1, w1) })
+	t.Run("removed node", func(t *testing.T) { c.removed(m1, w1, w2) })
 }
 
 // takenName joins with a good token under a name that another node has. Expiry is tested with a clock, in package identity.
@@ -122,15 +123,43 @@ func shake(address, protocol string, certs []tls.Certificate) error {
 	return nil
 }
 
+// certificates are what a machine shows to others.
+func (m *machine) certificates() []tls.Certificate {
+	m.t.Helper()
+	cert, err := tls.LoadX509KeyPair(filepath.Join(m.data, "identity", "node.crt"), filepath.Join(m.data, "identity", "node.key"))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return []tls.Certificate{cert}
+}
+
+// imagesForMembers asks managers and workers for images: only members get any, and a worker's port serves nothing else.
+func (c *machines) imagesForMembers(m1, w1, w2, other *machine) {
+	for _, to := range []*machine{m1, w2} {
+		for _, try := range []struct {
+			who      string
+			certs    []tls.Certificate
+			protocol string
+			good     bool
+		}{
+			{"nobody", nil, transport.ProtocolImage, false},
+			{"another cluster's manager", other.certificates(), transport.ProtocolImage, false},
+			{"nobody", nil, transport.ProtocolJoin, to == m1},
+			{"a worker", w1.certificates(), transport.ProtocolAgent, to == m1},
+			{"a worker", w1.certificates(), "h2", to == m1},
+			{"a worker", w1.certificates(), transport.ProtocolImage, true},
+		} {
+			err := inNamespace(c.hub, func() error { return shake(to.ip+":7701", try.protocol, try.certs) })
+			if (err == nil) != try.good {
+				c.t.Errorf("%s speaks %s with %s: got %v, want good: %v", try.who, try.protocol, to.name, err, try.good)
+			}
+		}
+	}
+}
+
 // handshakes tries the protocols between machines without a certificate, with another cluster's, and with a worker's.
 func (c *machines) handshakes(m1, w1, other *machine) {
-	load := func(m *machine) []tls.Certificate {
-		cert, err := tls.LoadX509KeyPair(filepath.Join(m.data, "identity", "node.crt"), filepath.Join(m.data, "identity", "node.key"))
-		if err != nil {
-			c.t.Fatal(err)
-		}
-		return []tls.Certificate{cert}
-	}
+	load := (*machine).certificates
 	for _, try := range []struct {
 		who      string
 		certs    []tls.Certificate
@@ -199,25 +228,21 @@ func (c *machines) remoteUsers(m1, w1 *machine) {
 }
 
 // removed takes a node out of the cluster: its certificate is good for nothing from then on.
-func (c *machines) removed(m1, w1 *machine) {
+func (c *machines) removed(m1, w1, w2 *machine) {
 	if r := m1.try("node", "rm", "w1"); r.code != 5 || !strings.Contains(r.stderr, "--force") {
 		c.t.Errorf("a connected node was removed without --force: exit %d\n%s", r.code, r.stderr)
 	}
+	certs := w1.certificates()
 	m1.baton("node", "rm", "w1", "--force")
 	begin := time.Now()
-	cert, err := tls.LoadX509KeyPair(filepath.Join(w1.data, "identity", "node.crt"), filepath.Join(w1.data, "identity", "node.key"))
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	eventually(c.t, 5*time.Second, "the removed node is refused", func() error {
-		err := inNamespace(c.hub, func() error {
-			return shake(m1.ip+":7701", transport.ProtocolAgent, []tls.Certificate{cert})
+	for _, to := range []struct{ ip, protocol string }{{m1.ip, transport.ProtocolAgent}, {m1.ip, transport.ProtocolImage}, {w2.ip, transport.ProtocolImage}} {
+		eventually(c.t, 5*time.Second, "the removed node is refused", func() error {
+			if inNamespace(c.hub, func() error { return shake(to.ip+":7701", to.protocol, certs) }) == nil {
+				return fmt.Errorf("it is still let in at %s for %s", to.ip, to.protocol)
+			}
+			return nil
 		})
-		if err == nil {
-			return errors.New("it is still let in")
-		}
-		return nil
-	})
+	}
 	c.t.Logf("the removed node's certificate was refused after %s", time.Since(begin).Round(time.Millisecond))
 	if r := m1.try("node", "rm", "m1", "--force"); r.code != 5 || !strings.Contains(r.stderr, "only manager") {
 		c.t.Errorf("the only manager: exit %d\n%s", r.code, r.stderr)
