@@ -8,7 +8,7 @@
 //	DIR/node.json     the node's id, name, role and the managers' addresses
 //	DIR/identity/     the node's key and certificate, and whom it trusts (package transport)
 //	DIR/baton.sock    the API, for root and group "baton"; on managers
-//	DIR/manager/      store, log and keys (package manager); on managers
+//	DIR/manager/      store, log and keys (package manager); on managers. log.before-N is what a recovery replaced
 //	DIR/bin/          the unpacked container runtime (package bundle)
 //	DIR/containerd/ tasks/ logs/  containers (package runtime)
 //	DIR/network/ volumes/ files/ record/  (packages of the same names)

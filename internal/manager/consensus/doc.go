@@ -3,13 +3,15 @@
 // its snapshots, and knows nothing of what the transactions mean.
 //
 // Raft is the real log, on hashicorp/raft and raft-wal; Memory is one copy in memory for simulations and for tests of
-// other packages. Both pass the suite in logtest.
+// other packages. Both pass the suite in logtest. Without running a log, Salvage reads all that is in one, and Rebuild makes
+// one that begins with a given state and has one voter.
 //
 // # On disk
 //
 //	DIR/lock                     held while a process has the log open
 //	DIR/wal/wal-meta.db          terms, votes, and the list of segments
 //	DIR/wal/*.wal                segments of a fixed size, allocated in advance
+//	DIR.new                      a log that Rebuild has not finished
 //	DIR/snapshots/TERM-INDEX-MS  the last two snapshots: meta.json, state.bin (layout in package store)
 //
 // A log entry carries the transactions of one group commit:
