@@ -198,6 +198,33 @@ func (*fakeNode) Exec(_ context.Context, _ cluster.ID, e agentapi.Execution) (in
 	return 0, errors.New("exec: " + e.Argv[0] + ": no such command in the image")
 }
 
+// Dial connects to something that says what it got, in capitals, after the other side has said all; at port 8080 only.
+func (*fakeNode) Dial(_ context.Context, task cluster.ID, port uint16) (agentapi.Conn, error) {
+	if port != 8080 {
+		return nil, fmt.Errorf("nothing listens on port %d in task %s", port, task.Short())
+	}
+	in, feed := io.Pipe()
+	out, answer := io.Pipe()
+	go func() {
+		b, err := io.ReadAll(in)
+		_, _ = answer.Write(bytes.ToUpper(b)) // who dialled may be gone
+		_ = answer.CloseWithError(err)
+	}()
+	return &pipeConn{out, feed}, nil
+}
+
+type pipeConn struct {
+	*io.PipeReader
+	feed *io.PipeWriter
+}
+
+func (p *pipeConn) Write(b []byte) (int, error) { return p.feed.Write(b) }
+func (p *pipeConn) CloseWrite() error           { return p.feed.Close() }
+func (p *pipeConn) Close() error {
+	_ = p.feed.CloseWithError(io.ErrClosedPipe)
+	return p.PipeReader.Close()
+}
+
 func (*fakeNode) Stats(_ context.Context, task cluster.ID) (agentapi.Stats, error) {
 	return agentapi.Stats{Task: task, At: time.Unix(1, 0), CPU: time.Second, Memory: 10 << 20, MemoryLimit: 64 << 20, PIDs: 3}, nil
 }

@@ -294,4 +294,5 @@ func (s *Server) taskStreamRoutes() {
 			return s.stats(ctx, in.Stack, in.Target)
 		})
 	s.execRoute()
+	s.forwardRoute()
 }

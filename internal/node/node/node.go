@@ -178,6 +178,11 @@ func (n *Node) Exec(ctx context.Context, task cluster.ID, e agentapi.Execution) 
 	return n.runtime.ExecStream(ctx, task, e)
 }
 
+// Dial implements agentapi.NodeServices.
+func (n *Node) Dial(ctx context.Context, task cluster.ID, port uint16) (agentapi.Conn, error) {
+	return n.runtime.Dial(ctx, task, port)
+}
+
 // Stats implements agentapi.NodeServices.
 func (n *Node) Stats(ctx context.Context, task cluster.ID) (agentapi.Stats, error) {
 	s, err := n.runtime.Stats(ctx, task)

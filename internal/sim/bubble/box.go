@@ -311,6 +311,11 @@ func (boxServices) Exec(context.Context, cluster.ID, agentapi.Execution) (int, e
 	return 0, errNotHere
 }
 
+// Dial implements agentapi.NodeServices.
+func (boxServices) Dial(context.Context, cluster.ID, uint16) (agentapi.Conn, error) {
+	return nil, errNotHere
+}
+
 // Stats implements agentapi.NodeServices.
 func (s boxServices) Stats(_ context.Context, task cluster.ID) (agentapi.Stats, error) {
 	s.mu.Lock()

@@ -59,11 +59,20 @@ type Stats struct {
 	PIDs        uint64        `json:"pids"`
 }
 
+// Conn is a connection whose two directions end on their own. Close may be called while it is read or written, and ends both.
+type Conn interface {
+	io.ReadWriteCloser
+	CloseWrite() error
+}
+
 // NodeServices is what a node does for users who look at its tasks and images. Managers reach it through the session of the
 // node; on one machine it is called directly.
 type NodeServices interface {
 	Logs(ctx context.Context, task cluster.ID, o LogOptions) iter.Seq2[LogLine, error]
 	Exec(ctx context.Context, task cluster.ID, e Execution) (code int, err error)
+	// Dial connects to a TCP port in the task's network namespace. ctx is for the connecting and, over the wire, for the
+	// connection: it ends with it.
+	Dial(ctx context.Context, task cluster.ID, port uint16) (Conn, error)
 	Stats(ctx context.Context, task cluster.ID) (Stats, error)
 	Images(ctx context.Context) ([]Image, error)
 	// LoadImage imports an OCI or docker archive and returns the references it held.

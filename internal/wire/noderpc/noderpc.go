@@ -1,4 +1,4 @@
-// Package noderpc lets managers use a node's services (agentapi.NodeServices) over rpc: logs, commands, images, usage.
+// Package noderpc lets managers use a node's services (agentapi.NodeServices) over rpc: logs, commands, connections, images, usage.
 //
 // A node serves them on a connection that it opened itself, so that managers reach nodes behind address translation, too. A
 // manager that has no such connection to a node asks one that has: which node a call is for travels in its metadata.
@@ -94,6 +94,7 @@ func Serve(s *grpc.Server, find Find) {
 	rpc.Streaming(t, "Logs", func(s rpc.Stream[logsIn, agentapi.LogLine]) error { return serveLogs(s, find) })
 	rpc.Streaming(t, "LoadImage", func(s rpc.Stream[loadIn, loadOut]) error { return serveLoad(s, find) })
 	rpc.Streaming(t, "Exec", func(s rpc.Stream[execIn, execOut]) error { return serveExec(s, find) })
+	rpc.Streaming(t, "Dial", func(s rpc.Stream[dialIn, dialOut]) error { return serveDial(s, find) })
 	t.Register(s)
 }
 

@@ -37,6 +37,7 @@ type fake struct {
 	ended  error // why the last load ended early, or the last command's context
 	sizes  [][2]uint16
 	lines  int
+	closed int           // connections
 	gone   chan struct{} // closed when a command's context has ended
 }
 
@@ -47,6 +48,32 @@ func (f *fake) Stats(_ context.Context, task cluster.ID) (agentapi.Stats, error)
 		return agentapi.Stats{}, errFew
 	}
 	return agentapi.Stats{Task: task, At: time.Unix(1, 2), CPU: 3, Memory: 4, PIDs: 5}, nil
+}
+
+// Dial connects to an echo at port 7. Its answer ends when its input does.
+func (f *fake) Dial(_ context.Context, task cluster.ID, port uint16) (agentapi.Conn, error) {
+	if task != taskID || port != 7 {
+		return nil, errFew
+	}
+	r, w := io.Pipe()
+	return &echo{r, w, f}, nil
+}
+
+type echo struct {
+	r *io.PipeReader
+	w *io.PipeWriter
+	f *fake
+}
+
+func (e *echo) Read(p []byte) (int, error)  { return e.r.Read(p) }
+func (e *echo) Write(p []byte) (int, error) { return e.w.Write(p) }
+func (e *echo) CloseWrite() error           { return e.w.Close() }
+func (e *echo) Close() error {
+	e.f.mu.Lock()
+	defer e.f.mu.Unlock()
+	e.f.closed++
+	_ = e.w.CloseWithError(io.ErrClosedPipe)
+	return e.r.Close()
 }
 
 func (f *fake) Images(context.Context) ([]agentapi.Image, error) {

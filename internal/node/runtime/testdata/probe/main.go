@@ -3,9 +3,11 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"strconv"
@@ -14,6 +16,25 @@ import (
 	"time"
 	"unsafe"
 )
+
+func shout(address string) {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		fatal(err)
+	}
+	fmt.Println("ready")
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			fatal(err)
+		}
+		go func() {
+			defer c.Close()
+			b, _ := io.ReadAll(c)
+			_, _ = c.Write(bytes.ToUpper(b))
+		}()
+	}
+}
 
 func main() {
 	args := os.Args[1:]
@@ -63,6 +84,8 @@ func main() {
 			fatal(err)
 		}
 		os.Stdout.Write(b)
+	case "shout": // shout ADDRESS: answers each connection in capitals, once it has heard all of it
+		shout(args[1])
 	case "tty":
 		tty()
 	case "orphan":

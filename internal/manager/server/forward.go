@@ -1,0 +1,152 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"sync"
+
+	"github.com/coder/websocket"
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+
+	"baton/client/api"
+	"baton/internal/model/cluster"
+	"baton/internal/wire/agentapi"
+)
+
+type connectIn struct {
+	TargetPath
+	Port uint16 `query:"port" required:"true" minimum:"1" doc:"TCP port in the task"`
+}
+
+// forwardRoute is one TCP connection to a task over a WebSocket.
+func (s *Server) forwardRoute() {
+	op := s.operation(operation{method: http.MethodGet, path: "/v1/tasks/{target}/connect", id: "connect", summary: "Connect to a TCP port of a task; a WebSocket", tag: "tasks"})
+	op.Description = "Each binary message carries bytes as they are; an empty one ends its sender's direction, and the other goes on. " +
+		"When nothing listens on the port, no WebSocket is opened."
+	op.Responses["101"] = &huma.Response{Description: "the connection is open"}
+	huma.Register(s.api, op, func(_ context.Context, in *connectIn) (*huma.StreamResponse, error) {
+		return &huma.StreamResponse{Body: func(hc huma.Context) {
+			r, w := humago.Unwrap(hc)
+			ctx, done, err := s.openStream(r.Context())
+			if err != nil {
+				writeError(w, s.problem(err))
+				return
+			}
+			defer done()
+			if err := s.connect(ctx, w, r, in); err != nil {
+				writeError(w, s.problem(err))
+			}
+		}}, nil
+	})
+}
+
+// connect returns an error only as long as no WebSocket was opened.
+func (s *Server) connect(ctx context.Context, w http.ResponseWriter, r *http.Request, in *connectIn) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	snap := s.cfg.Store.Snapshot()
+	t, err := resolver{snap: snap, hint: in.Stack}.readiest(in.Target)
+	if err != nil {
+		return err
+	}
+	doc := reader{snap}.task(t)
+	if t.Observed.Terminal() || t.Node.IsZero() {
+		return api.Errorf(api.CodeUnavailable, "task %s is %s", doc.Label(), t.Observed).WithMend("ask `baton why %s`", doc.Label())
+	}
+	ns, err := s.services(t.Node, doc.NodeName)
+	if err != nil {
+		return err
+	}
+	node, err := ns.Dial(ctx, t.ID, in.Port)
+	if err != nil {
+		return api.Errorf(api.CodeUnavailable, "%s on %s: %s", doc.Label(), doc.NodeName, execError(err)).
+			WithMend("check the port; `baton logs %s` tells whether it is open yet", doc.Label())
+	}
+	defer func() { _ = node.Close() }()
+	conn, err := websocket.Accept(w, r, nil)
+	if err != nil {
+		// Accept has answered already.
+		return nil
+	}
+	defer func() { _ = conn.CloseNow() }()
+	conn.SetReadLimit(frameMax)
+	relay(ctx, cancel, conn, node)
+	return nil
+}
+
+// readiest is the task that target names. For a service it is a ready one, if there is any.
+func (r resolver) readiest(target string) (*cluster.Task, error) {
+	t, err := r.any(target)
+	if err != nil {
+		return nil, err
+	}
+	if t.kind == cluster.KindService {
+		var best *cluster.Task
+		for task := range r.snap.TasksByService(t.service.ID) {
+			if task.Ready && task.Desired == cluster.DesiredRun && (best == nil || task.Slot < best.Slot) {
+				best = task
+			}
+		}
+		if best != nil {
+			return best, nil
+		}
+	}
+	return r.task(target)
+}
+
+// relay copies both ways until both are at their end, or one of them broke.
+func relay(ctx context.Context, cancel context.CancelFunc, conn *websocket.Conn, node agentapi.Conn) {
+	var wg sync.WaitGroup
+	var errIn error
+	wg.Go(func() {
+		if errIn = fromSocket(ctx, conn, node); errIn != nil {
+			cancel() // half of what was said must not pass for all of it
+			_ = node.Close()
+		}
+	})
+	errOut := toSocket(ctx, conn, node)
+	if errOut != nil {
+		cancel()
+		_ = node.Close()
+	}
+	wg.Wait()
+	if errIn == nil && errOut == nil {
+		_ = conn.Close(websocket.StatusNormalClosure, "")
+	}
+}
+
+func fromSocket(ctx context.Context, conn *websocket.Conn, node agentapi.Conn) error {
+	for {
+		_, b, err := conn.Read(ctx)
+		if err != nil {
+			return err
+		}
+		if len(b) == 0 {
+			return node.CloseWrite()
+		}
+		if _, err := node.Write(b); err != nil {
+			return err
+		}
+	}
+}
+
+func toSocket(ctx context.Context, conn *websocket.Conn, node io.Reader) error {
+	buf := make([]byte, frameMax)
+	for {
+		n, err := node.Read(buf)
+		if n > 0 {
+			if err := conn.Write(ctx, websocket.MessageBinary, buf[:n]); err != nil {
+				return err
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return conn.Write(ctx, websocket.MessageBinary, nil)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
