@@ -213,6 +213,10 @@ func (*fakeNode) Dial(_ context.Context, task cluster.ID, port uint16) (agentapi
 	return &pipeConn{out, feed}, nil
 }
 
+func (*fakeNode) Files(context.Context, cluster.ID, agentapi.FilesOptions) (agentapi.Conn, error) {
+	return nil, errors.New("there is no such file")
+}
+
 type pipeConn struct {
 	*io.PipeReader
 	feed *io.PipeWriter

@@ -29,6 +29,7 @@ type room struct {
 // rooms is the table. A package imports only packages of lower floors, or of its own room.
 var rooms = []room{
 	{0, "internal/model/spec", "", "what a user asks for"},
+	{0, "internal/archive", "", "trees of files as streams, on both sides of a copy"},
 	{0, "internal/durable", "", "files that survive a power cut"},
 	{1, "internal/seal", "", "content that must not lie on a disk in clear"},
 	{0, "build/bundle", "", "the pinned runtime inside the binary"},

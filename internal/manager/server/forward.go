@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 
 	"github.com/coder/websocket"
@@ -21,6 +22,27 @@ type connectIn struct {
 	Port uint16 `query:"port" required:"true" minimum:"1" doc:"TCP port in the task"`
 }
 
+type filesIn struct {
+	TargetPath
+	Path   string `query:"path" required:"true" doc:"absolute path in the task"`
+	Write  bool   `query:"write" doc:"copy into the task"`
+	Follow bool   `query:"follow" doc:"when the path is a symbolic link, copy what it leads to"`
+	Owners bool   `query:"owners" doc:"keep uid and gid when writing"`
+}
+
+// filesRoute is a tar stream out of a task or into it, over a WebSocket like that of connect.
+func (s *Server) filesRoute() {
+	op := s.operation(operation{method: http.MethodGet, path: "/v1/tasks/{target}/files", id: "files", summary: "Copy files out of a task or into it; a WebSocket", tag: "tasks"})
+	op.Description = "The messages are those of connect; what they carry is a tar stream. The server's end (an empty message) tells that all is there."
+	op.Responses["101"] = &huma.Response{Description: "the copy has begun"}
+	huma.Register(s.api, op, func(_ context.Context, in *filesIn) (*huma.StreamResponse, error) {
+		o := agentapi.FilesOptions{Path: in.Path, Write: in.Write, Follow: in.Follow, Owners: in.Owners}
+		return s.socket(in.TargetPath, "check the path", func(ctx context.Context, n agentapi.NodeServices, task cluster.ID) (agentapi.Conn, error) {
+			return n.Files(ctx, task, o)
+		}), nil
+	})
+}
+
 // forwardRoute is one TCP connection to a task over a WebSocket.
 func (s *Server) forwardRoute() {
 	op := s.operation(operation{method: http.MethodGet, path: "/v1/tasks/{target}/connect", id: "connect", summary: "Connect to a TCP port of a task; a WebSocket", tag: "tasks"})
@@ -28,23 +50,33 @@ func (s *Server) forwardRoute() {
 		"When nothing listens on the port, no WebSocket is opened."
 	op.Responses["101"] = &huma.Response{Description: "the connection is open"}
 	huma.Register(s.api, op, func(_ context.Context, in *connectIn) (*huma.StreamResponse, error) {
-		return &huma.StreamResponse{Body: func(hc huma.Context) {
-			r, w := humago.Unwrap(hc)
-			ctx, done, err := s.openStream(r.Context())
-			if err != nil {
-				writeError(w, s.problem(err))
-				return
-			}
-			defer done()
-			if err := s.connect(ctx, w, r, in); err != nil {
-				writeError(w, s.problem(err))
-			}
-		}}, nil
+		mend := "check the port; `baton logs` tells whether it is open yet"
+		return s.socket(in.TargetPath, mend, func(ctx context.Context, n agentapi.NodeServices, task cluster.ID) (agentapi.Conn, error) {
+			return n.Dial(ctx, task, in.Port)
+		}), nil
 	})
 }
 
+// opener opens what a WebSocket is connected to.
+type opener func(ctx context.Context, n agentapi.NodeServices, task cluster.ID) (agentapi.Conn, error)
+
+func (s *Server) socket(target TargetPath, mend string, open opener) *huma.StreamResponse {
+	return &huma.StreamResponse{Body: func(hc huma.Context) {
+		r, w := humago.Unwrap(hc)
+		ctx, done, err := s.openStream(r.Context())
+		if err != nil {
+			writeError(w, s.problem(err))
+			return
+		}
+		defer done()
+		if err := s.connect(ctx, w, r, target, mend, open); err != nil {
+			writeError(w, s.problem(err))
+		}
+	}}
+}
+
 // connect returns an error only as long as no WebSocket was opened.
-func (s *Server) connect(ctx context.Context, w http.ResponseWriter, r *http.Request, in *connectIn) error {
+func (s *Server) connect(ctx context.Context, w http.ResponseWriter, r *http.Request, in TargetPath, mend string, open opener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	snap := s.cfg.Store.Snapshot()
@@ -60,10 +92,9 @@ func (s *Server) connect(ctx context.Context, w http.ResponseWriter, r *http.Req
 	if err != nil {
 		return err
 	}
-	node, err := ns.Dial(ctx, t.ID, in.Port)
+	node, err := open(ctx, ns, t.ID)
 	if err != nil {
-		return api.Errorf(api.CodeUnavailable, "%s on %s: %s", doc.Label(), doc.NodeName, execError(err)).
-			WithMend("check the port; `baton logs %s` tells whether it is open yet", doc.Label())
+		return api.Errorf(api.CodeUnavailable, "%s on %s: %s", doc.Label(), doc.NodeName, execError(err)).WithMend("%s", mend)
 	}
 	defer func() { _ = node.Close() }()
 	conn, err := websocket.Accept(w, r, nil)
@@ -109,6 +140,8 @@ func relay(ctx context.Context, cancel context.CancelFunc, conn *websocket.Conn,
 	})
 	errOut := toSocket(ctx, conn, node)
 	if errOut != nil {
+		// The client gets the reason before it can see that the connection is gone.
+		_ = conn.Close(websocket.StatusInternalError, reason(errOut))
 		cancel()
 		_ = node.Close()
 	}
@@ -125,10 +158,11 @@ func fromSocket(ctx context.Context, conn *websocket.Conn, node agentapi.Conn) e
 			return err
 		}
 		if len(b) == 0 {
-			return node.CloseWrite()
+			_ = node.CloseWrite() // as above
+			return nil
 		}
 		if _, err := node.Write(b); err != nil {
-			return err
+			return nil // the node no longer listens: what it says in the other direction tells why
 		}
 	}
 }
@@ -149,4 +183,12 @@ func toSocket(ctx context.Context, conn *websocket.Conn, node io.Reader) error {
 			return err
 		}
 	}
+}
+
+// reasonMax is the room for words in a WebSocket's end.
+const reasonMax = 120
+
+func reason(err error) string {
+	s := execError(err)
+	return strings.ToValidUTF8(s[:min(len(s), reasonMax)], "")
 }

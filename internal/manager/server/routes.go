@@ -295,4 +295,5 @@ func (s *Server) taskStreamRoutes() {
 		})
 	s.execRoute()
 	s.forwardRoute()
+	s.filesRoute()
 }

@@ -183,6 +183,11 @@ func (n *Node) Dial(ctx context.Context, task cluster.ID, port uint16) (agentapi
 	return n.runtime.Dial(ctx, task, port)
 }
 
+// Files implements agentapi.NodeServices.
+func (n *Node) Files(ctx context.Context, task cluster.ID, o agentapi.FilesOptions) (agentapi.Conn, error) {
+	return n.runtime.Files(ctx, task, o)
+}
+
 // Stats implements agentapi.NodeServices.
 func (n *Node) Stats(ctx context.Context, task cluster.ID) (agentapi.Stats, error) {
 	s, err := n.runtime.Stats(ctx, task)

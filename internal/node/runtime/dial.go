@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	containerd "github.com/containerd/containerd/v2/client"
 	"golang.org/x/sys/unix"
 
 	"baton/internal/model/cluster"
@@ -26,24 +27,11 @@ func (r *Runtime) Dial(ctx context.Context, id cluster.ID, port uint16) (agentap
 	if port == 0 {
 		return nil, errors.New("dial: port 0 is none")
 	}
-	c, err := r.client.LoadContainer(ctx, id.String())
+	fd, err := r.openOf(ctx, id, "ns/net", unix.O_RDONLY)
 	if err != nil {
 		return nil, fmt.Errorf("connect to task %s: %w", id.Short(), err)
 	}
-	t, err := c.Task(ctx, nil)
-	if err != nil {
-		return nil, fmt.Errorf("connect to task %s: it is not running: %w", id.Short(), err)
-	}
-	fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/net", t.Pid()), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("connect to task %s: its network namespace: %w", id.Short(), err)
-	}
 	defer func() { _ = unix.Close(fd) }()
-	// The process may have ended before its namespace was opened, and its number be another's: only a task that still runs
-	// is known to own it.
-	if again, err := c.Task(ctx, nil); err != nil || again.Pid() != t.Pid() {
-		return nil, fmt.Errorf("connect to task %s: it has just ended", id.Short())
-	}
 	type result struct {
 		conn *net.TCPConn
 		err  error
@@ -64,6 +52,43 @@ func (r *Runtime) Dial(ctx context.Context, id cluster.ID, port uint16) (agentap
 		return nil, fmt.Errorf("connect to task %s: %w", id.Short(), got.err)
 	}
 	return got.conn, nil
+}
+
+// openOf opens a file about the main process of a running task in /proc.
+func (r *Runtime) openOf(ctx context.Context, id cluster.ID, name string, flags int) (int, error) {
+	c, err := r.client.LoadContainer(ctx, id.String())
+	if err != nil {
+		return -1, err
+	}
+	running := func() (uint32, error) {
+		t, err := c.Task(ctx, nil)
+		if err != nil {
+			return 0, fmt.Errorf("it is not running: %w", err)
+		}
+		st, err := t.Status(ctx)
+		if err != nil {
+			return 0, err
+		}
+		if st.Status != containerd.Running {
+			return 0, fmt.Errorf("it is not running but %s", st.Status)
+		}
+		return t.Pid(), nil
+	}
+	pid, err := running()
+	if err != nil {
+		return -1, err
+	}
+	fd, err := unix.Open(fmt.Sprintf("/proc/%d/%s", pid, name), flags|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("/proc/%d/%s: %w", pid, name, err)
+	}
+	// The process may have ended before the file was opened, and its number be another's: only a task that still runs is known
+	// to own it.
+	if again, err := running(); err != nil || again != pid {
+		_ = unix.Close(fd)
+		return -1, errors.New("it has just ended")
+	}
+	return fd, nil
 }
 
 // dialHere connects to the first address of this thread's namespace where the port is open. A dial of one address runs in the

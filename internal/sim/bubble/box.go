@@ -316,6 +316,11 @@ func (boxServices) Dial(context.Context, cluster.ID, uint16) (agentapi.Conn, err
 	return nil, errNotHere
 }
 
+// Files implements agentapi.NodeServices.
+func (boxServices) Files(context.Context, cluster.ID, agentapi.FilesOptions) (agentapi.Conn, error) {
+	return nil, errNotHere
+}
+
 // Stats implements agentapi.NodeServices.
 func (s boxServices) Stats(_ context.Context, task cluster.ID) (agentapi.Stats, error) {
 	s.mu.Lock()

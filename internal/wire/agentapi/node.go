@@ -59,6 +59,14 @@ type Stats struct {
 	PIDs        uint64        `json:"pids"`
 }
 
+// FilesOptions say what is copied.
+type FilesOptions struct {
+	Path   string `json:"path"`             // in the task
+	Write  bool   `json:"write,omitempty"`  // into the task
+	Follow bool   `json:"follow,omitempty"` // when Path is a symbolic link, read what it leads to
+	Owners bool   `json:"owners,omitempty"` // keep uid and gid when writing
+}
+
 // Conn is a connection whose two directions end on their own. Close may be called while it is read or written, and ends both.
 type Conn interface {
 	io.ReadWriteCloser
@@ -73,6 +81,9 @@ type NodeServices interface {
 	// Dial connects to a TCP port in the task's network namespace. ctx is for the connecting and, over the wire, for the
 	// connection: it ends with it.
 	Dial(ctx context.Context, task cluster.ID, port uint16) (Conn, error)
+	// Files opens a copy out of a task, which is read as a tar stream, or into one, which is written as one: after CloseWrite, a
+	// Read tells with io.EOF that all is there. ctx is as for Dial.
+	Files(ctx context.Context, task cluster.ID, o FilesOptions) (Conn, error)
 	Stats(ctx context.Context, task cluster.ID) (Stats, error)
 	Images(ctx context.Context) ([]Image, error)
 	// LoadImage imports an OCI or docker archive and returns the references it held.

@@ -20,7 +20,16 @@ type dialIn struct {
 
 type dialStart struct {
 	Task cluster.ID `json:"task"`
-	Port uint16     `json:"port"`
+	Port uint16     `json:"port,omitempty"`
+	// Files makes it a copy, which is a connection to the tree of files.
+	Files *agentapi.FilesOptions `json:"files,omitempty"`
+}
+
+func (d dialStart) open(ctx context.Context, n agentapi.NodeServices) (agentapi.Conn, error) {
+	if d.Files != nil {
+		return n.Files(ctx, d.Task, *d.Files)
+	}
+	return n.Dial(ctx, d.Task, d.Port)
 }
 
 // dialOut is one message from a connection: Open first, then any of the others.
@@ -42,7 +51,7 @@ func serveDial(s rpc.Stream[dialIn, dialOut], find Find) error {
 	if err != nil {
 		return err
 	}
-	conn, err := n.Dial(s.Context(), first.Start.Task, first.Start.Port)
+	conn, err := first.Start.open(s.Context(), n)
 	if err != nil {
 		return err
 	}
@@ -105,6 +114,15 @@ func takeData(s rpc.Stream[dialIn, dialOut], conn agentapi.Conn) error {
 
 // Dial implements agentapi.NodeServices.
 func (c Client) Dial(ctx context.Context, task cluster.ID, port uint16) (agentapi.Conn, error) {
+	return c.open(ctx, dialStart{Task: task, Port: port})
+}
+
+// Files implements agentapi.NodeServices.
+func (c Client) Files(ctx context.Context, task cluster.ID, o agentapi.FilesOptions) (agentapi.Conn, error) {
+	return c.open(ctx, dialStart{Task: task, Files: &o})
+}
+
+func (c Client) open(ctx context.Context, start dialStart) (agentapi.Conn, error) {
 	sub, cancel := context.WithCancel(ctx)
 	s, err := rpc.Open[dialOut, dialIn](c.context(sub), c.conn, service, "Dial")
 	if err != nil {
@@ -112,7 +130,7 @@ func (c Client) Dial(ctx context.Context, task cluster.ID, port uint16) (agentap
 		return nil, said(ctx, err)
 	}
 	// A Send that fails leaves the reason to Recv.
-	_ = s.Send(dialIn{Start: &dialStart{Task: task, Port: port}})
+	_ = s.Send(dialIn{Start: &start})
 	m, err := s.Recv()
 	if err == nil && !m.Open {
 		err = errors.New("dial: the node's first message does not tell that the connection is open")

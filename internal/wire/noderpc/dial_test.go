@@ -79,3 +79,16 @@ func isClosed(t *testing.T, f *fake) {
 		t.Error("the connection of the node is left open")
 	}
 }
+
+func TestFilesOptionsArrive(t *testing.T) {
+	both(t, func(t *testing.T, _ *fake, n agentapi.NodeServices) {
+		c, err := n.Files(t.Context(), taskID, agentapi.FilesOptions{Path: "/echo", Write: true, Owners: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.Close()
+		if _, err := n.Files(t.Context(), taskID, agentapi.FilesOptions{Path: "/echo"}); err == nil || err.Error() != errFew.Error() {
+			t.Errorf("got %v, want %v", err, errFew)
+		}
+	})
+}

@@ -59,6 +59,13 @@ func (f *fake) Dial(_ context.Context, task cluster.ID, port uint16) (agentapi.C
 	return &echo{r, w, f}, nil
 }
 
+func (f *fake) Files(ctx context.Context, task cluster.ID, o agentapi.FilesOptions) (agentapi.Conn, error) {
+	if o.Path != "/echo" || !o.Write || !o.Owners {
+		return nil, errFew
+	}
+	return f.Dial(ctx, task, 7)
+}
+
 type echo struct {
 	r *io.PipeReader
 	w *io.PipeWriter
