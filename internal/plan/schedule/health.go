@@ -11,8 +11,9 @@ import (
 const (
 	// failureWindow is how long a failure speaks against a node.
 	failureWindow = 5 * time.Minute
-	// failuresDefer is how many failures of a service within the window put a node behind all others for it.
-	failuresDefer = 3
+	// failuresDefer is how many failures of a service within the window put a node behind all others for it. It must be less
+	// than the failures of one slot that fail a first deployment, or one bad node could fail it.
+	failuresDefer = 2
 	// failuresMax bounds the failures remembered per node and service.
 	failuresMax = 8
 	// suspectServices is how many services must fail on a node, and not as often on any other, before the node itself is
