@@ -154,6 +154,8 @@ func (h *hands) start(want *agentapi.Assignment, r agent.Result) func() {
 	w.after(pull, n.name+" pulled", func() {
 		switch {
 		case over || n.machine != machine || !n.alive(h.life): // a pull ends with its agent, a container's start may not
+		case n.useless:
+			end(0, &agent.RejectError{Reason: "the machine is broken"})
 		case w.chance(0.04):
 			end(0, &agent.PullError{Err: errTransient})
 		case w.chance(0.04) || kind(want.Spec) == "flaky" && w.busy && w.rng.IntN(3) == 0:

@@ -43,6 +43,7 @@ type node struct {
 	machine int  // counts boots of the machine
 	up      bool // an agent runs
 	cut     bool // no message gets through
+	useless bool // nothing starts
 
 	loop     *agent.Loop
 	session  *dispatch.Session // the agent's end; nil: none

@@ -261,6 +261,7 @@ func (w *World) lead() {
 		w.cursor.Close()
 	}
 	w.engine = control.NewEngine(w.ids, w.rng.Uint64())
+	w.engine.Balance()
 	w.cursor = w.store.Changes(0, store.Filter{})
 	w.turnAt = time.Time{}
 	w.wakeControl(0)

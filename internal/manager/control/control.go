@@ -93,6 +93,7 @@ func (c *Controller) Run(ctx context.Context) error {
 // follow works with one engine until the outcome of a transaction is unknown, or ctx ends.
 func (c *Controller) follow(ctx context.Context) error {
 	engine := NewEngine(nil, c.cfg.Seed)
+	engine.Balance()
 	cursor := c.cfg.Store.Changes(0, store.Filter{})
 	defer cursor.Close()
 	timer := time.NewTimer(0)

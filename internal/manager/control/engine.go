@@ -41,6 +41,7 @@ type Engine struct {
 	refused  map[key]int // refusals in a row
 	// members are the nodes by id, for the planners; nil once a node has changed since.
 	members map[cluster.ID]*cluster.Node
+	balance balance
 }
 
 // holding is the address that a task occupies.
@@ -91,6 +92,7 @@ func (e *Engine) reset() {
 	e.held, e.draining = make(map[cluster.ID]holding), make(map[cluster.ID]cluster.ID)
 	e.agenda, e.members = newAgenda(), nil
 	e.refused = make(map[key]int)
+	e.balance = balance{on: e.balance.on, moved: make(map[cluster.ID]bool)}
 }
 
 func (e *Engine) newID() cluster.ID { return cluster.NewID(e.ids) }
@@ -120,6 +122,7 @@ func (e *Engine) Merge(d store.Delta) error {
 	}
 	if e.freed {
 		e.freed = false
+		e.markBalance()
 		e.markPending() // what a task held may be what another one waits for
 	}
 	return nil
@@ -158,6 +161,7 @@ func (e *Engine) changed(o cluster.Object) error {
 		e.members = nil
 		e.mark(cluster.KindNode, o.ID)
 		e.markNodeServices(o.ID)
+		e.markBalance()
 	case *cluster.Volume:
 		e.view.PutVolume(o)
 		e.mark(cluster.KindVolume, o.ID)
@@ -169,6 +173,7 @@ func (e *Engine) changed(o cluster.Object) error {
 			_ = e.services.Take(o.Address)
 		}
 		e.mark(cluster.KindService, o.ID)
+		e.markBalance()
 		e.mark(cluster.KindStack, o.Stack)
 		e.markStackServices(o.Stack) // their depends_on conditions look at it
 	case *cluster.Release:
@@ -183,6 +188,7 @@ func (e *Engine) changed(o cluster.Object) error {
 
 func (e *Engine) taskChanged(t *cluster.Task) error {
 	e.mark(cluster.KindService, t.Service)
+	e.balance.follow(t)
 	rev, ok := store.Get[*cluster.Revision](e.snap, t.Revision)
 	if !ok {
 		return fmt.Errorf("task %s: its revision %s is not stored", t.ID.Short(), t.Revision.Short())
@@ -215,6 +221,7 @@ func (e *Engine) deleted(r store.Ref) {
 		e.view.RemoveTask(r.ID)
 		e.release(r.ID)
 		delete(e.draining, r.ID)
+		delete(e.balance.moved, r.ID)
 		if t, ok := r.Last.(*cluster.Task); ok {
 			e.mark(cluster.KindService, t.Service)
 		}
@@ -339,6 +346,8 @@ func (e *Engine) decide(k key, now time.Time, acked cluster.Version) (Decision, 
 		return e.decideService(k.id, now, acked)
 	case cluster.KindStack:
 		return e.decideStack(k.id, now)
+	case cluster.KindSettings:
+		return e.decideBalance(now)
 	}
 	return e.decideEvents()
 }

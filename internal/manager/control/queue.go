@@ -10,7 +10,7 @@ import (
 )
 
 // ranks is the order in which kinds are looked at.
-var ranks = [...]cluster.Kind{cluster.KindNode, cluster.KindVolume, cluster.KindService, cluster.KindStack, cluster.KindEvent}
+var ranks = [...]cluster.Kind{cluster.KindNode, cluster.KindVolume, cluster.KindService, cluster.KindStack, cluster.KindSettings, cluster.KindEvent}
 
 func (k key) compare(o key) int {
 	return cmp.Or(cmp.Compare(slices.Index(ranks[:], k.kind), slices.Index(ranks[:], o.kind)), slices.Compare(k.id[:], o.id[:]))

@@ -3,6 +3,7 @@ package control
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"baton/internal/manager/stacks"
@@ -262,12 +263,33 @@ func (w *serviceWriter) place(tasks []*cluster.Task) error {
 			}
 			continue
 		}
-		group := schedule.Group{Service: w.service, Revision: rev, Tasks: part, Now: w.now}
+		group := schedule.Group{Service: w.service, Revision: rev, Tasks: part, Prefer: w.prepared(rev, part), Now: w.now}
 		for i, p := range schedule.Assign(e.view, group, e.rng) {
 			w.settle(part[i], rev, p)
 		}
 	}
 	return nil
+}
+
+// prepared names, by task, the node that has the revision's image because the rollout waited for it before it stopped the
+// task's predecessor there. Anywhere else the image might have to be pulled while nothing runs.
+func (w *serviceWriter) prepared(rev *cluster.Revision, tasks []*cluster.Task) map[cluster.ID]cluster.ID {
+	var out map[cluster.ID]cluster.ID
+	for _, t := range tasks {
+		old, ok := store.Get[*cluster.Task](w.engine.snap, t.Replaces)
+		if !ok || old.Revision == rev.ID || old.StopSince.IsZero() && old.DrainSince.IsZero() && !w.stopping[old.ID] {
+			continue
+		}
+		node, ok := w.engine.nodesByID()[old.Node]
+		if !ok || !slices.ContainsFunc(node.Prepared, func(p cluster.Prepared) bool { return p.Revision == rev.ID && p.Present }) {
+			continue
+		}
+		if out == nil {
+			out = make(map[cluster.ID]cluster.ID)
+		}
+		out[t.ID] = old.Node
+	}
+	return out
 }
 
 // written says which single-writer volume of the revision another task still uses, or nothing.

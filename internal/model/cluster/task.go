@@ -128,6 +128,10 @@ type Task struct {
 	Ended      time.Time `json:"ended,omitzero" cbor:"18,keyasint,omitzero"`      // terminal state reached
 	DrainSince time.Time `json:"drainSince,omitzero" cbor:"19,keyasint,omitzero"` // desired became drain
 	StopSince  time.Time `json:"stopSince,omitzero" cbor:"20,keyasint,omitzero"`  // desired became stop
+
+	// Moved is true for a task that was made to take the place of Replaces on another node, only to even out the load. The
+	// older one stays, and stays in charge, until this one is ready.
+	Moved bool `json:"moved,omitempty" cbor:"21,keyasint,omitempty"`
 }
 
 // Kind implements Object.

@@ -20,7 +20,7 @@ func (p *planner) classify(s *slot) {
 	s.fit, s.other, s.leaving = nil, nil, nil
 	for _, t := range s.tasks {
 		at := p.place(t)
-		displaced := s.node.IsZero() && (at == placeLeave || at == placeAway)
+		displaced := s.node.IsZero() && (at == placeLeave || at == placeAway || p.succeeded(s, t))
 		switch {
 		case going(t):
 			s.leaving = append(s.leaving, t)
@@ -32,6 +32,15 @@ func (p *planner) classify(s *slot) {
 	}
 	slices.SortStableFunc(s.fit, p.better)
 	slices.SortStableFunc(s.other, p.better)
+}
+
+// succeeded reports whether another task is being started to take the place of t, only to even out the load. When that one
+// ends, or its node goes silent or is drained, t is as good as before.
+func (p *planner) succeeded(s *slot, t *cluster.Task) bool {
+	return slices.ContainsFunc(s.tasks, func(u *cluster.Task) bool {
+		at := p.place(u)
+		return u.Moved && u.Replaces == t.ID && running(u) && p.same(u.Revision, t.Revision) && (at == placeFine || at == placeSilent)
+	})
 }
 
 // better orders tasks by how much they are worth: serving ones first, then the further ones, then the older ones.

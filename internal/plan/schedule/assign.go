@@ -41,7 +41,11 @@ func Assign(view *View, group Group, rng *rand.Rand) []Placement {
 		var p Placement
 		switch {
 		case !t.Node.IsZero():
-			p = a.pinned(t)
+			p = a.pinned(t, t.Node)
+		case a.prefers(t):
+			p = a.pinned(t, a.group.Prefer[t.ID])
+			a.root.doubt() // its node may be on the heap with a rank that holds no longer
+			a.note(p.Node)
 		case refused != nil:
 			p = *refused
 			p.Refusals = slices.Clone(refused.Refusals)
@@ -51,7 +55,7 @@ func Assign(view *View, group Group, rng *rand.Rand) []Placement {
 				refused = &p
 			}
 		}
-		p.Task = t
+		p.Task, p.Avoided = t, a.avoided
 		if !p.Node.IsZero() {
 			a.take(t, p.Node)
 		}
@@ -69,14 +73,16 @@ type assignment struct {
 	size    int // of the sample
 	offset  int
 	root    *branch
+	keys    []string // of the spread preferences
 	charges charge
+	avoided []Suspect
 }
 
 func newAssignment(view *View, group Group) *assignment {
 	s := &group.Revision.Spec
 	size := max(sampleMin, samplePerBit*bits.Len(uint(len(view.nodes))), len(group.Tasks))
 	return &assignment{
-		view: view, group: group, spec: s, need: newNeed(view, group), size: size,
+		view: view, group: group, spec: s, need: newNeed(view, group), size: size, keys: view.spread(s), avoided: view.Suspects(group.Now),
 		charges: charge{
 			service: group.Service.ID, cpu: s.Resources.Reservations.CPU,
 			memory: s.Resources.Reservations.Memory, ports: hostPorts(s),
@@ -98,7 +104,7 @@ type branch struct {
 // tree divides the nodes by the spread preferences, and counts the service's tasks in each part.
 func (a *assignment) tree() *branch {
 	root := &branch{}
-	if len(a.spec.Placement.Spread) == 0 {
+	if len(a.keys) == 0 {
 		root.nodes = a.view.nodes
 		return root
 	}
@@ -106,7 +112,7 @@ func (a *assignment) tree() *branch {
 		at := root
 		// A node that can never take the task is no reason to treat its part of the cluster as empty.
 		count := n.services[a.group.Service.ID]
-		for _, key := range a.spec.Placement.Spread {
+		for _, key := range a.keys {
 			at.tasks += count
 			at = at.child(n.attribute(key))
 		}
@@ -127,6 +133,7 @@ func (b *branch) child(value string) *branch {
 // place chooses a node for one task, or explains why there is none.
 func (a *assignment) place() Placement {
 	if c := a.descend(a.root); c != nil {
+		a.note(c.node.ID)
 		return Placement{
 			Node: c.node.ID, NodeName: c.node.Name, Score: c.score, Parts: a.parts(c.node),
 			Nodes: a.root.looked(), Fit: a.root.fit(),
@@ -143,29 +150,51 @@ func (a *assignment) place() Placement {
 	return p
 }
 
-// descend takes the part with the fewest tasks first, level by level, and returns the best node there.
+// prefers reports whether the node that a task prefers can take it and has not failed it.
+func (a *assignment) prefers(t *cluster.Task) bool {
+	n, ok := a.view.byID[a.group.Prefer[t.ID]]
+	if !ok {
+		return false
+	}
+	_, refused := a.need.refuse(n)
+	return !refused && !a.deferred(n)
+}
+
+// note counts a task that goes to a node in the parts that the node is in.
+func (a *assignment) note(id cluster.ID) {
+	n, at := a.view.byID[id], a.root
+	at.tasks++
+	for _, key := range a.keys {
+		at = at.child(n.attribute(key))
+		at.tasks++
+	}
+}
+
+// descend takes the part with the fewest tasks first, level by level, and returns the best node there. A part where every
+// node that fits is one to avoid comes after all others: an even spread is worth nothing where nothing runs.
 func (a *assignment) descend(b *branch) *candidate {
 	if b.full {
 		return nil
 	}
 	if len(b.children) == 0 {
-		if c := a.best(b); c != nil {
-			b.tasks++
-			return c
-		}
-		b.full = true
-		return nil
+		c := a.best(b)
+		b.full = c == nil
+		return c
 	}
 	order := slices.Clone(b.children)
 	slices.SortStableFunc(order, func(x, y *branch) int { return x.tasks - y.tasks })
+	var last *candidate
 	for _, child := range order {
-		if c := a.descend(child); c != nil {
-			b.tasks++
+		c := a.descend(child)
+		if c != nil && !c.deferred {
 			return c
 		}
+		if last == nil {
+			last = c
+		}
 	}
-	b.full = true
-	return nil
+	b.full = last == nil
+	return last
 }
 
 // best returns the best candidate of a leaf. It stays on the heap; the next call sees what was charged to it.
@@ -234,10 +263,10 @@ func (b *branch) fit() int {
 	return sum
 }
 
-// pinned checks the one node that a task is bound to.
-func (a *assignment) pinned(t *cluster.Task) Placement {
+// pinned checks the one node that a task is to go to.
+func (a *assignment) pinned(t *cluster.Task, node cluster.ID) Placement {
 	p := Placement{Nodes: 1}
-	n, ok := a.view.byID[t.Node]
+	n, ok := a.view.byID[node]
 	if !ok {
 		p.Refusals = []Refusal{{Cause: CauseState, Count: 1, What: "gone"}}
 		return p
@@ -275,7 +304,7 @@ func (a *assignment) take(t *cluster.Task, id cluster.ID) {
 // candidate is a node that fits, with its rank.
 type candidate struct {
 	node     *node
-	deferred bool // the service failed here again and again
+	deferred bool // the service failed here again and again, or many did
 	tasks    int  // of the service on the node; only counts with strategy spread
 	score    float64
 	rank     int  // order of the sample, breaks ties
@@ -284,7 +313,7 @@ type candidate struct {
 
 func (a *assignment) rate(c *candidate) {
 	c.stale = false
-	c.deferred = c.node.failed(a.group.Service.ID, a.group.Now) >= failuresDefer
+	c.deferred = a.deferred(c.node)
 	if a.spec.Placement.Strategy != spec.StrategyPack {
 		c.tasks = c.node.services[a.group.Service.ID]
 	}
@@ -294,6 +323,21 @@ func (a *assignment) rate(c *candidate) {
 		weights += p.Weight
 	}
 	c.score = sum / weights
+}
+
+// deferred reports whether a node comes after all others.
+func (a *assignment) deferred(n *node) bool {
+	return a.suspicion(n) > 0 || a.view.failed(n.ID, a.group.Service.ID, a.group.Now) >= failuresDefer
+}
+
+// suspicion is by how many failures the node stands out, 0 for most.
+func (a *assignment) suspicion(n *node) int {
+	for _, s := range a.avoided {
+		if s.Node == n.ID {
+			return s.Failures
+		}
+	}
+	return 0
 }
 
 // parts rates a node in each respect.
@@ -307,7 +351,7 @@ func (a *assignment) parts(n *node) []Part {
 		// Among equally full nodes the one with more tasks is the better one to fill up.
 		spread = Part{Name: "company", Value: 1 - 1/float64(1+n.total), Weight: weightLocality}
 	}
-	health := Part{Name: "health", Value: 1 / float64(1+n.failed(a.group.Service.ID, a.group.Now)), Weight: weightHealth}
+	health := Part{Name: "health", Value: 1 / float64(1+a.view.failed(n.ID, a.group.Service.ID, a.group.Now)+a.suspicion(n)), Weight: weightHealth}
 	locality := Part{Name: "image", Weight: weightLocality}
 	if _, ok := n.images[a.spec.Image]; ok {
 		locality.Value = 1

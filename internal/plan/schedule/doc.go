@@ -5,9 +5,10 @@
 // charges each placement to the View at once, so that the next choice sees it.
 //
 // Invariants: no node is charged beyond its capacity; every constraint, platform, host port, volume place and replica limit
-// holds for every placement; equal View, Group and random source give equal placements.
+// holds for every placement; equal View, Group and random source give equal placements. Rebalance proposes moves of running tasks,
+// each of which makes the cluster more even by a margin, so that they come to an end.
 //
-// What it will not do: move tasks that run, decide how many there are (package reconcile), reserve for the future.
+// What it will not do: carry out moves, decide how many there are (package reconcile), reserve for the future.
 //
 // Concurrency: no goroutines, no locks, no clock; a View belongs to one caller, the one serial scheduler on the leader.
 package schedule

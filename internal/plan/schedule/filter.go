@@ -139,6 +139,9 @@ func (r *refusals) sorted() []Refusal {
 	return r.list
 }
 
+// avoidedMax bounds the avoided nodes that a sentence names.
+const avoidedMax = 3
+
 // Explain says in one sentence why a placement is as it is:
 // "0 of 3 nodes fit: 2 lack memory (need 1 GiB, largest free 512 MiB), 1 is drained".
 func Explain(p Placement) string {
@@ -147,8 +150,12 @@ func Explain(p Placement) string {
 		for _, part := range p.Parts {
 			parts = append(parts, fmt.Sprintf("%s %.2f", part.Name, part.Value))
 		}
-		return fmt.Sprintf("%s, the best of %s (score %.2f: %s)", cmp.Or(p.NodeName, p.Node.Short()), count(p.Fit, "node that fits", "nodes that fit"),
+		text := fmt.Sprintf("%s, the best of %s (score %.2f: %s)", cmp.Or(p.NodeName, p.Node.Short()), count(p.Fit, "node that fits", "nodes that fit"),
 			p.Score, strings.Join(parts, ", "))
+		for _, s := range p.Avoided[:min(len(p.Avoided), avoidedMax)] {
+			text += "; " + s.String()
+		}
+		return text
 	}
 	if p.Nodes == 0 {
 		return "the cluster has no nodes"

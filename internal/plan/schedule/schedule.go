@@ -12,6 +12,9 @@ type Group struct {
 	Revision *cluster.Revision
 	// Tasks are placed in order. A task that has a node already (global mode) fits there or nowhere.
 	Tasks []*cluster.Task
+	// Prefer names, by task, a node that is taken before all others if it fits: where a stop-first rollout has prepared the
+	// image before it stopped the predecessor. Nil: none.
+	Prefer map[cluster.ID]cluster.ID
 	// Now ages the failures of the past.
 	Now time.Time
 }
@@ -53,6 +56,8 @@ type Placement struct {
 	// Score of the choice in [0,1], and its parts by name.
 	Score float64
 	Parts []Part
+	// Avoided are the nodes that every service avoids at present.
+	Avoided []Suspect
 	// Nodes counts the nodes looked at, Fit those that fit.
 	Nodes, Fit int
 	// Refusals are the reasons of the others, most frequent first.

@@ -309,9 +309,15 @@ func TestSpreadIsEven(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		nodes := rapid.IntRange(3, 30).Draw(t, "nodes")
 		byZone := rapid.Bool().Draw(t, "by zone")
-		v := testView(nodes, nil)
+		asked := rapid.Bool().Draw(t, "asked for")
+		v := testView(nodes, func(_ int, n *cluster.Node) {
+			if !byZone {
+				n.Labels = nil
+			}
+		})
 		g := testGroup(rapid.IntRange(1, 60).Draw(t, "tasks"), func(s *spec.Service) {
-			if byZone {
+			if byZone && asked { // without it, the zones that all nodes are in are enough
+
 				s.Placement.Spread = []string{"node.labels.zone"}
 			}
 		})

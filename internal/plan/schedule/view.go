@@ -10,15 +10,6 @@ import (
 	"baton/internal/plan/ipam"
 )
 
-// failureWindow is how long a failure speaks against a node.
-const failureWindow = 5 * time.Minute
-
-// failuresDefer is how many failures of a service within the window put a node behind all others for it.
-const failuresDefer = 3
-
-// failuresMax bounds the failures remembered per node and service.
-const failuresMax = 8
-
 // View is the scheduler's accounting of the cluster, kept current by Put and Remove calls.
 type View struct {
 	nodes   []*node // sorted by id once sorted is true
@@ -28,6 +19,9 @@ type View struct {
 	volumes map[cluster.ID]*cluster.Volume
 	// waiting are charges on nodes that are not known yet.
 	waiting map[cluster.ID]map[cluster.ID]struct{}
+	// failures are the times of recent failures by node and service, oldest first.
+	failures map[cluster.ID]map[cluster.ID][]time.Time
+	zoned    int // nodes with a zone label
 }
 
 // node is one node with what is taken of it.
@@ -39,7 +33,6 @@ type node struct {
 	services map[cluster.ID]int // tasks by service
 	total    int
 	images   map[string]struct{}
-	failures map[cluster.ID][]time.Time // newest last
 }
 
 // charge is what one task takes of its node.
@@ -57,7 +50,7 @@ func NewView() *View {
 		byID:    make(map[cluster.ID]*node),
 		tasks:   make(map[cluster.ID]charge),
 		volumes: make(map[cluster.ID]*cluster.Volume),
-		waiting: make(map[cluster.ID]map[cluster.ID]struct{}),
+		waiting: make(map[cluster.ID]map[cluster.ID]struct{}), failures: make(map[cluster.ID]map[cluster.ID][]time.Time),
 	}
 }
 
@@ -65,7 +58,7 @@ func NewView() *View {
 func (v *View) PutNode(n *cluster.Node) {
 	have, ok := v.byID[n.ID]
 	if !ok {
-		have = &node{services: make(map[cluster.ID]int), failures: make(map[cluster.ID][]time.Time)}
+		have = &node{services: make(map[cluster.ID]int)}
 		v.byID[n.ID] = have
 		v.nodes, v.sorted = append(v.nodes, have), false
 	}
@@ -74,6 +67,12 @@ func (v *View) PutNode(n *cluster.Node) {
 		for _, image := range n.Description.Images {
 			have.images[image] = struct{}{}
 		}
+	}
+	if have.Node != nil && have.Labels[zoneLabel] != "" {
+		v.zoned--
+	}
+	if n.Labels[zoneLabel] != "" {
+		v.zoned++
 	}
 	have.Node = n
 	if !ok {
@@ -91,6 +90,10 @@ func (v *View) RemoveNode(id cluster.ID) {
 		return
 	}
 	delete(v.byID, id)
+	delete(v.failures, id)
+	if n.Labels[zoneLabel] != "" {
+		v.zoned--
+	}
 	v.nodes = slices.DeleteFunc(v.nodes, func(m *node) bool { return m == n })
 	for task, c := range v.tasks {
 		if c.node == id && !c.ended {
@@ -119,7 +122,7 @@ func (v *View) PutTask(t *cluster.Task, s *spec.Service) {
 	}
 	c := charge{node: t.Node, service: t.Service, ended: t.Observed.Terminal()}
 	if c.ended {
-		if known && !old.ended {
+		if !known || !old.ended { // a new leader learns of the failures before its time from the history that is stored
 			v.fail(t)
 		}
 		v.tasks[t.ID] = c
@@ -192,35 +195,6 @@ func (v *View) add(task cluster.ID, c charge, sign int) {
 	}
 	// Two tasks can hold one port only in what was stored by hand; the first keeps it.
 	_ = n.ports.Take(task, c.ports)
-}
-
-// fail notes that a task of the service ended badly on its node.
-func (v *View) fail(t *cluster.Task) {
-	n, ok := v.byID[t.Node]
-	bad := t.Observed == cluster.ObservedFailed || t.Observed == cluster.ObservedRejected
-	if !ok || !bad || !t.StopSince.IsZero() || !t.DrainSince.IsZero() {
-		return
-	}
-	list := append(n.failures[t.Service], t.Ended)
-	if len(list) > failuresMax {
-		list = slices.Delete(list, 0, len(list)-failuresMax)
-	}
-	n.failures[t.Service] = list
-}
-
-// failed counts the recent failures of a service on the node, and forgets older ones.
-func (n *node) failed(service cluster.ID, now time.Time) int {
-	list := n.failures[service]
-	if len(list) == 0 {
-		return 0
-	}
-	list = slices.DeleteFunc(list, func(at time.Time) bool { return now.Sub(at) > failureWindow })
-	if len(list) == 0 {
-		delete(n.failures, service)
-		return 0
-	}
-	n.failures[service] = list
-	return len(list)
 }
 
 // attribute is the node's value for a constraint or spread key.

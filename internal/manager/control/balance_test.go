@@ -1,0 +1,118 @@
+package control
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"baton/internal/manager/store"
+	"baton/internal/model/cluster"
+	"baton/internal/model/spec"
+)
+
+func balanced(t *testing.T, sp spec.Service) (*world, cluster.ID) {
+	t.Helper()
+	w := newWorld(t, 2)
+	w.engine.Balance()
+	w.deploy(spec.Stack{Name: "shop", Services: []spec.Service{sp}})
+	w.work(2 * time.Minute)
+	late := &cluster.Node{
+		Meta: cluster.Meta{ID: cluster.NewID(nil)}, Name: "late", State: cluster.NodeReady, StateSince: w.now, Availability: cluster.NodeActive,
+		Description: cluster.NodeDescription{OS: "linux", Arch: "amd64", CPU: 4000, Memory: 8 << 30},
+	}
+	w.put(late)
+	return w, late.ID
+}
+
+// on counts the tasks that run on a node.
+func (w *world) on(node cluster.ID) (n int) {
+	for t := range w.st.Snapshot().TasksByNode(node) {
+		if t.Endpoint() {
+			n++
+		}
+	}
+	return n
+}
+
+func TestNewNodeGetsItsShare(t *testing.T) {
+	w, late := balanced(t, spec.Service{Name: "web", Image: "web:1", Replicas: 6})
+	w.work(balanceSteady - 10*time.Second)
+	if got := w.on(late); got != 0 {
+		t.Fatalf("%d tasks on a node that came just now", got)
+	}
+	w.work(10 * time.Minute)
+	if got := w.on(late); got != 2 {
+		t.Fatalf("%d tasks on the new node, want 2", got)
+	}
+	moved := 0
+	for task := range store.All[*cluster.Task](w.st.Snapshot()) {
+		if task.Moved {
+			moved++
+		}
+		// The new task was ready before the old one was told to go.
+		for next := range store.All[*cluster.Task](w.st.Snapshot()) {
+			if next.Moved && next.Replaces == task.ID && (task.DrainSince.IsZero() || next.ReadySince.IsZero() || task.DrainSince.Before(next.ReadySince)) {
+				t.Errorf("ready at %s, its predecessor drained at %s", next.ReadySince, task.DrainSince)
+			}
+		}
+	}
+	if moved != 2 {
+		t.Errorf("%d moves, want 2", moved)
+	}
+	told := false
+	for ev := range store.All[*cluster.Event](w.st.Snapshot()) {
+		told = told || ev.Type == "task.moved" && strings.HasPrefix(ev.Message, "moved from n") && strings.HasSuffix(ev.Message, "late has 0")
+	}
+	if !told {
+		t.Error("no event says from where and why")
+	}
+}
+
+func TestWhatMayNotBeMovedStays(t *testing.T) {
+	stopFirst := spec.Service{Name: "web", Image: "web:1", Replicas: 6}
+	stopFirst.Update.Order = spec.StopFirst
+	for _, c := range []struct {
+		name string
+		spec spec.Service
+	}{
+		{"stop-first", stopFirst},
+		{"pack", spec.Service{Name: "web", Image: "web:1", Replicas: 6, Placement: spec.Placement{Strategy: spec.StrategyPack}}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w, late := balanced(t, c.spec)
+			w.work(10 * time.Minute)
+			if got := w.on(late); got != 0 {
+				t.Errorf("%d tasks on the new node", got)
+			}
+		})
+	}
+}
+
+func TestManyServicesMoveWithinTheBudget(t *testing.T) {
+	w := newWorld(t, 2)
+	w.engine.Balance()
+	file := spec.Stack{Name: "shop"}
+	for i := range 5 {
+		file.Services = append(file.Services, spec.Service{Name: fmt.Sprintf("s%d", i), Image: "web:1", Replicas: 4})
+	}
+	w.deploy(file)
+	w.work(2 * time.Minute)
+	w.put(&cluster.Node{
+		Meta: cluster.Meta{ID: cluster.NewID(nil)}, Name: "late", State: cluster.NodeReady, StateSince: w.now.Add(-time.Hour), Availability: cluster.NodeActive,
+		Description: cluster.NodeDescription{OS: "linux", Arch: "amd64", CPU: 4000, Memory: 8 << 30},
+	})
+	w.now = w.now.Add(balanceSteady + balanceEvery)
+	for d, ok := w.next(); ok; d, ok = w.next() {
+		w.engine.Done(d, w.apply(d.Txn))
+	}
+	moved := map[cluster.ID]int{}
+	for task := range store.All[*cluster.Task](w.st.Snapshot()) {
+		if task.Moved {
+			moved[task.Service]++
+		}
+	}
+	if len(moved) != balanceInCluster {
+		t.Errorf("moves by service %v, want one in each of %d", moved, balanceInCluster)
+	}
+}
