@@ -70,6 +70,10 @@ func (s *Server) cluster() api.Cluster {
 	out := api.Cluster{Name: s.cfg.ClusterName, Managers: []api.Manager{}}
 	if settings, ok := snap.Settings(); ok {
 		out.Name, out.Mesh, out.Locked = settings.Name, settings.Mesh, len(settings.Unlock) > 0
+		out.Level = settings.Level.Or()
+	}
+	for _, n := range cluster.Behind(store.All[*cluster.Node](snap), cluster.LevelNewest()) {
+		out.Behind = append(out.Behind, n.Name)
 	}
 	leader, voters := s.members()
 	for n := range store.All[*cluster.Node](snap) {

@@ -39,6 +39,7 @@ type NodeDescription struct {
 	Memory   spec.Bytes    `json:"memory"`
 	Version  string        `json:"version"`
 	Kernel   string        `json:"kernel,omitempty"`
+	Level    Level         `json:"level,omitempty"` // the highest feature level that its baton knows
 	// Roots and Issuer are short hashes of the authorities that the node trusts and of the one that signed its certificate.
 	Roots   string    `json:"roots,omitempty"`
 	Issuer  string    `json:"issuer,omitempty"`
@@ -360,6 +361,8 @@ type Settings struct {
 	// PortClaims counts the deployments that publish ports. Each writes it, so that two of them at once cannot take the same
 	// port: the second one is refused and looks again.
 	PortClaims uint64 `json:"portClaims,omitempty"`
+	// Level is the cluster's feature level.
+	Level Level `json:"level,omitempty"`
 	// Unlock is the key that opens the sealing key on the managers' disks, sealed with that; empty: they lie there in clear.
 	Unlock []byte `json:"-" cbor:"unlock,omitempty"`
 }

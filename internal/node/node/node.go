@@ -148,7 +148,7 @@ func (n *Node) Run(ctx context.Context, connector agentapi.Connector) error {
 const imagesMax = 500
 
 func (n *Node) describe(ctx context.Context) cluster.NodeDescription {
-	d := cluster.NodeDescription{OS: goruntime.GOOS, Arch: goruntime.GOARCH, CPU: spec.MilliCPU(goruntime.NumCPU() * 1000), Version: n.cfg.Version, MeshKey: n.network.MeshKey()}
+	d := cluster.NodeDescription{OS: goruntime.GOOS, Arch: goruntime.GOARCH, CPU: spec.MilliCPU(goruntime.NumCPU() * 1000), Version: n.cfg.Version, Level: cluster.LevelNewest(), MeshKey: n.network.MeshKey()}
 	var uts unix.Utsname
 	if unix.Uname(&uts) == nil {
 		d.Hostname, d.Kernel = unix.ByteSliceToString(uts.Nodename[:]), unix.ByteSliceToString(uts.Release[:])
