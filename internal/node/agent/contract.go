@@ -78,8 +78,9 @@ type Container struct {
 //	_ = ex.Stop(ctx, id, 10*time.Second)
 //	_ = ex.Remove(ctx, id)           // nothing of the task is left, but its logs
 type Executor interface {
-	// Observe lists every container of this node, also exited ones not yet removed.
-	Observe(ctx context.Context) ([]Observed, error)
+	// Observe lists every container of this node, also exited ones not yet removed. Given tasks, it looks at those alone, so that
+	// what happens to one costs the same on a node that has many.
+	Observe(ctx context.Context, of ...cluster.ID) ([]Observed, error)
 	// Pull makes the image present by the policy. A RejectError means that trying again will not help.
 	Pull(ctx context.Context, image string, policy spec.PullPolicy) error
 	// Start creates and starts the task's container. A RejectError means that this task can never run here.

@@ -30,8 +30,8 @@ type Hands interface {
 	FollowNetwork(w NetworkWork)
 	// RemoveVolume deletes a volume, trying until it works, then VolumeRemoved.
 	RemoveVolume(name string)
-	// Look makes a fresh observation, then See.
-	Look()
+	// Look makes a fresh observation of a task, then See.
+	Look(id cluster.ID)
 	// Prepare pulls an image for a rollout, then ImagePrepared. The returned function breaks it off.
 	Prepare(w agentapi.ImageWant) (cancel func())
 	// Record saves a change durably, then Recorded. There is no second one before that.
@@ -231,10 +231,10 @@ func (l *Loop) remember(id cluster.ID) *task {
 	return t
 }
 
-// See merges an observation of all containers that was begun at the time asked. What it says of a task that a worker has
-// changed since then is old, and is left to the next one.
-func (l *Loop) See(list []Observed, asked time.Time) {
-	l.observed = true
+// See merges an observation that was begun at the time asked: of all containers, or of those of some tasks. What it says of a
+// task that a worker has changed since then is old, and is left to the next one.
+func (l *Loop) See(list []Observed, asked time.Time, of ...cluster.ID) {
+	l.observed = l.observed || len(of) == 0
 	have := make(map[cluster.ID]*Observed, len(list))
 	for i := range list {
 		have[list[i].Task] = &list[i]
@@ -242,9 +242,17 @@ func (l *Loop) See(list []Observed, asked time.Time) {
 			l.remember(list[i].Task)
 		}
 	}
-	for id, t := range l.tasks {
-		if !t.local.Busy && !asked.Before(t.changed) {
-			t.have, t.unseen = have[id], false
+	seen := func(t *task) {
+		if t != nil && !t.local.Busy && !asked.Before(t.changed) {
+			t.have, t.unseen = have[t.id], false
+		}
+	}
+	for _, id := range of {
+		seen(l.tasks[id])
+	}
+	if len(of) == 0 {
+		for _, t := range l.tasks {
+			seen(t)
 		}
 	}
 }
@@ -397,7 +405,7 @@ func (l *Loop) Finish(r Result, now time.Time) {
 	}
 	t.local.Busy, t.cancel, t.acting = false, nil, ""
 	t.changed, t.unseen = now, true
-	defer l.hands.Look()
+	defer l.hands.Look(t.id)
 	if r.Err != nil {
 		l.failed(t, r, now)
 		return

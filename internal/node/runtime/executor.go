@@ -36,7 +36,10 @@ const (
 )
 
 // Observe implements agent.Executor.
-func (r *Runtime) Observe(ctx context.Context) ([]agent.Observed, error) {
+func (r *Runtime) Observe(ctx context.Context, of ...cluster.ID) ([]agent.Observed, error) {
+	if len(of) > 0 {
+		return r.observeEach(ctx, of)
+	}
 	cs, procs, err := r.listAll(ctx)
 	if err != nil {
 		return nil, err
@@ -48,6 +51,29 @@ func (r *Runtime) Observe(ctx context.Context) ([]agent.Observed, error) {
 		}
 	}
 	r.checkLoggers(out)
+	return out, nil
+}
+
+// observeEach observes some tasks. To list all containers makes containerd ask every shim.
+func (r *Runtime) observeEach(ctx context.Context, of []cluster.ID) ([]agent.Observed, error) {
+	var out []agent.Observed
+	for _, id := range of {
+		_, err := r.client.ContainerService().Get(ctx, id.String())
+		if errdefs.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("container of task %s: %w", id.Short(), err)
+		}
+		var p *tasktypes.Process
+		switch resp, err := r.client.TaskService().Get(ctx, &tasksapi.GetRequest{ContainerID: id.String()}); {
+		case err == nil:
+			p = resp.Process
+		case !errdefs.IsNotFound(errgrpc.ToNative(err)):
+			return nil, fmt.Errorf("process of task %s: %w", id.Short(), errgrpc.ToNative(err))
+		}
+		out = append(out, r.observe(id, p))
+	}
 	return out, nil
 }
 

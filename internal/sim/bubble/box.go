@@ -108,11 +108,14 @@ func sleep(ctx context.Context, d time.Duration) error {
 var _ agent.Executor = (*box)(nil)
 
 // Observe implements agent.Executor.
-func (b *box) Observe(context.Context) ([]agent.Observed, error) {
+func (b *box) Observe(_ context.Context, of ...cluster.ID) ([]agent.Observed, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var out []agent.Observed
 	for _, c := range b.containers {
+		if len(of) > 0 && !slices.Contains(of, c.task) {
+			continue
+		}
 		out = append(out, agent.Observed{Task: c.task, State: c.state, PID: 1, Started: c.started, Exit: c.exit})
 	}
 	return out, nil
