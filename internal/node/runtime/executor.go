@@ -58,21 +58,20 @@ func (r *Runtime) Observe(ctx context.Context, of ...cluster.ID) ([]agent.Observ
 func (r *Runtime) observeEach(ctx context.Context, of []cluster.ID) ([]agent.Observed, error) {
 	var out []agent.Observed
 	for _, id := range of {
-		_, err := r.client.ContainerService().Get(ctx, id.String())
-		if errdefs.IsNotFound(err) {
+		resp, err := r.client.TaskService().Get(ctx, &tasksapi.GetRequest{ContainerID: id.String()})
+		if err == nil {
+			out = append(out, r.observe(id, resp.Process))
 			continue
 		}
-		if err != nil {
+		if err = errgrpc.ToNative(err); !errdefs.IsNotFound(err) {
+			return nil, fmt.Errorf("process of task %s: %w", id.Short(), err)
+		}
+		_, err = r.client.ContainerService().Get(ctx, id.String())
+		if err == nil {
+			out = append(out, r.observe(id, nil))
+		} else if !errdefs.IsNotFound(err) {
 			return nil, fmt.Errorf("container of task %s: %w", id.Short(), err)
 		}
-		var p *tasktypes.Process
-		switch resp, err := r.client.TaskService().Get(ctx, &tasksapi.GetRequest{ContainerID: id.String()}); {
-		case err == nil:
-			p = resp.Process
-		case !errdefs.IsNotFound(errgrpc.ToNative(err)):
-			return nil, fmt.Errorf("process of task %s: %w", id.Short(), errgrpc.ToNative(err))
-		}
-		out = append(out, r.observe(id, p))
 	}
 	return out, nil
 }
