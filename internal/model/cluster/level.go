@@ -20,10 +20,12 @@ type Level int
 // The feature levels.
 const (
 	LevelFirst Level = 1
+	// LevelLeases has volumes that are given up with their node, and the leases of tasks that write to them.
+	LevelLeases Level = 2
 )
 
 // levelNewest is the highest level that this version knows.
-const levelNewest = LevelFirst
+const levelNewest = LevelLeases
 
 // levelText is another number for levelNewest, for builds that stand for a neighbouring version in tests. The linker sets it.
 var levelText string

@@ -265,13 +265,24 @@ type Volume struct {
 	SingleWriter bool   `json:"singleWriter,omitempty"`
 	// Removing volumes are deleted on their node and then here.
 	Removing bool `json:"removing,omitempty"`
+	// OnLoss is what becomes of it when its node is lost; empty is spec.LossWait.
+	OnLoss spec.OnLoss `json:"onLoss,omitempty"`
+	// Abandoned are the nodes where it was given up, and where what is left of it is still to be deleted.
+	Abandoned []ID `json:"abandoned,omitempty"`
 }
 
 // Kind implements Object.
 func (*Volume) Kind() Kind { return KindVolume }
 
 // Clone implements Object.
-func (v *Volume) Clone() Object { c := *v; return &c }
+func (v *Volume) Clone() Object {
+	c := *v
+	c.Abandoned = slices.Clone(v.Abandoned)
+	return &c
+}
+
+// Leased reports whether tasks that use the volume need a lease: another one may be started elsewhere once their node is lost.
+func (v *Volume) Leased() bool { return v.OnLoss == spec.LossRecreate }
 
 // Secret is one version of a secret; its content is encrypted at rest and never shown by the API.
 type Secret struct {

@@ -25,6 +25,7 @@ type Config struct {
 	Files     Files
 	Logs      Logs
 	Record    Record
+	Fence     Fence
 	Connector agentapi.Connector
 	// Describe tells what the node is; it is asked at every connect and every observation.
 	Describe func(ctx context.Context) cluster.NodeDescription
@@ -116,6 +117,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			return nil
 		case u := <-a.updates:
 			l.Take(u)
+			a.renew(ctx, u.Confirmed)
 		case o := <-a.seen:
 			l.See(o.list, o.asked, o.of...)
 		case r := <-a.done:

@@ -172,6 +172,15 @@ type Files interface {
 	Sweep(ctx context.Context, keep []cluster.ID) error
 }
 
+// Fence ends leased tasks whose lease is over, whatever has become of the agent.
+type Fence interface {
+	// Guard puts a task, which is about to start, under the fence; it is idempotent. Unguard takes it out.
+	Guard(ctx context.Context, task cluster.ID) error
+	Unguard(ctx context.Context, task cluster.ID) error
+	// Renew says how long the tasks under the fence may go on from now; the last word counts. A negative time ends them.
+	Renew(ctx context.Context, left time.Duration) error
+}
+
 // Logs is the part of a task's output that outlives its container.
 type Logs interface {
 	// Remove deletes the task's log files.

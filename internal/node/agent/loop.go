@@ -119,6 +119,8 @@ type Loop struct {
 	net      netState
 	volumes  map[string]bool // to be removed; true once the hands are at it
 
+	leased   time.Time // when the newest heartbeat was sent that the leader has confirmed
+	born     time.Time // the first step
 	linked   bool      // a session brought an update and has not ended since
 	cut      time.Time // when it ended, or when this agent began
 	memory   *Memory   // of an earlier agent; nil: none
@@ -178,6 +180,7 @@ func (l *Loop) Take(u agentapi.Update) {
 		l.takeImages(u.Prepare.Images)
 	}
 	l.synced, l.linked = l.synced || u.Full, true
+	l.Confirmed(u.Confirmed)
 	l.rec.network = l.rec.network || u.Node != nil || u.Network != nil
 	l.net.update(u.Version, u.Network)
 }
@@ -295,6 +298,10 @@ func (l *Loop) Step(now time.Time) time.Duration {
 	if l.cut.IsZero() {
 		l.cut = now
 	}
+	if l.born.IsZero() {
+		l.born = now
+	}
+	l.endLeases(now)
 	if l.alone(now) {
 		l.recallNetwork()
 	}
@@ -308,7 +315,7 @@ func (l *Loop) Step(now time.Time) time.Duration {
 	// A status change can make the next action due at once; three rounds reach every fixed point Step has.
 	for range 3 {
 		marked := false
-		for _, action := range Step(l.views(), now) {
+		for _, action := range Step(l.views(now), now) {
 			t := l.tasks[action.Task]
 			switch {
 			case action.Kind == ActMark:
@@ -329,8 +336,8 @@ func (l *Loop) Step(now time.Time) time.Duration {
 		}
 		l.record(now)
 	}
-	l.removeVolumes()
-	next := min(l.standIns(now), l.untilAlone(now), l.getImages(now))
+	l.removeVolumes(now)
+	next := min(l.standIns(now), l.untilAlone(now), l.getImages(now), l.untilLeaseEnds(now))
 	for _, t := range l.sorted() {
 		l.probe(t)
 		next = min(next, l.drain(t, now))
@@ -343,13 +350,14 @@ func (l *Loop) Step(now time.Time) time.Duration {
 	return max(next, time.Millisecond)
 }
 
-func (l *Loop) views() []TaskView {
+func (l *Loop) views(now time.Time) []TaskView {
 	tasks := l.sorted()
 	views := make([]TaskView, 0, len(tasks))
 	for _, t := range tasks {
 		v := TaskView{ID: t.id, Want: t.want, Have: t.have, Local: t.local, Last: t.last, Standing: t.standing != nil}
 		// Before a manager has said what it wants, what the record does not know may be wanted, too.
 		v.Local.Busy = v.Local.Busy || t.unseen || !l.synced && t.last == nil
+		v.Barred = t.leased() && !l.mayStartLeased(now)
 		v.Unsure = t.recalled && !t.begun && !l.synced
 		views = append(views, v)
 	}
@@ -357,11 +365,11 @@ func (l *Loop) views() []TaskView {
 }
 
 // removeVolumes begins to remove the volumes that nothing on this machine uses any more.
-func (l *Loop) removeVolumes() {
+func (l *Loop) removeVolumes(now time.Time) {
 	if len(l.volumes) == 0 {
 		return
 	}
-	views := l.views()
+	views := l.views(now)
 	for _, name := range slices.Sorted(maps.Keys(l.volumes)) {
 		if !l.volumes[name] && !uses(views, name) {
 			l.volumes[name] = true
