@@ -36,6 +36,8 @@ type shimAlone struct {
 	opts  *anypb.Any
 	shims []*shim
 
+	rounds int // of starts
+
 	events *ttrpc.Server
 	served chan struct{} // closed once events has ended
 }
@@ -97,8 +99,10 @@ func (s *shimAlone) cpu() (time.Duration, error) { return cpu(s.group.path) }
 
 func (s *shimAlone) start(ctx context.Context, n int) error {
 	s.shims = make([]*shim, n)
+	s.rounds++
 	return each(ctx, n, func(ctx context.Context, i int) error {
-		b, err := s.tmpl.write(fmt.Sprintf("shim%d", i), s.group.path+"/containers")
+		// A shim that ends removes its socket, whose name is made of the id: another name than in the round before.
+		b, err := s.tmpl.write(fmt.Sprintf("shim%d-%d", s.rounds, i), s.group.path+"/containers")
 		if err != nil {
 			return err
 		}

@@ -47,10 +47,11 @@ const (
 	Runc       = "runc"
 	Front      = "baton-shim"   // what containerd runs in the shim's place; see package internal/node/shim
 	Logger     = "baton-logger" // keeps a task's output; see package internal/node/logger
+	Fence      = "baton-fence"  // ends tasks without a lease; see package internal/node/fence
 )
 
 // names are those of all binaries.
-var names = []string{Containerd, Shim, Runc, Front, Logger}
+var names = []string{Containerd, Shim, Runc, Front, Logger, Fence}
 
 const (
 	manifestName = "manifest.json"
@@ -74,6 +75,7 @@ type Paths struct {
 	Runc       string
 	Front      string // it finds Shim beside itself
 	Logger     string
+	Fence      string
 	Version    string // e.g. "containerd v2.4.2, runc v1.5.2"
 }
 
@@ -141,6 +143,7 @@ func unpack(src fs.FS, dir string) (Paths, error) {
 		Runc:       filepath.Join(target, Runc),
 		Front:      filepath.Join(target, Front),
 		Logger:     filepath.Join(target, Logger),
+		Fence:      filepath.Join(target, Fence),
 		Version:    "containerd " + m.Containerd + ", runc " + m.Runc,
 	}, nil
 }

@@ -18,7 +18,7 @@ func packed(t *testing.T) (blob string, content map[string][]byte) {
 	content = map[string][]byte{}
 	for _, name := range names {
 		dir := from
-		if name == Front || name == Logger {
+		if name == Front || name == Logger || name == Fence {
 			dir = own
 		}
 		content[name] = bytes.Repeat([]byte("binary of "+name+"\n"), 4096)
@@ -38,7 +38,7 @@ func packed(t *testing.T) (blob string, content map[string][]byte) {
 
 func check(t *testing.T, p Paths, content map[string][]byte) {
 	t.Helper()
-	for name, path := range map[string]string{Containerd: p.Containerd, Shim: p.Shim, Runc: p.Runc, Front: p.Front, Logger: p.Logger} {
+	for name, path := range map[string]string{Containerd: p.Containerd, Shim: p.Shim, Runc: p.Runc, Front: p.Front, Logger: p.Logger, Fence: p.Fence} {
 		if filepath.Base(path) != name || !filepath.IsAbs(path) {
 			t.Errorf("path of %s = %q", name, path)
 		}
@@ -232,7 +232,7 @@ func TestEmbedded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{p.Containerd, p.Shim, p.Runc, p.Front, p.Logger} {
+	for _, path := range []string{p.Containerd, p.Shim, p.Runc, p.Front, p.Logger, p.Fence} {
 		info, err := os.Stat(path)
 		if err != nil {
 			t.Fatal(err)

@@ -16,6 +16,10 @@ type Cluster struct {
 	Authority string `json:"authority,omitempty"`
 	// Rotating says how far a rotation of the authority has come; empty when there is none.
 	Rotating string `json:"rotating,omitempty"`
+	// Level is the feature level: the highest that all nodes know. Behind are the nodes that keep it from being what this
+	// manager knows.
+	Level  cluster.Level `json:"level"`
+	Behind []string      `json:"behind,omitempty"`
 	// Locked says that managers need the unlock key when they start.
 	Locked bool `json:"locked,omitempty"`
 }

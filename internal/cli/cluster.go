@@ -330,6 +330,10 @@ func (a *app) printCluster(cl api.Cluster) error {
 		return a.document(cl)
 	}
 	fmt.Fprintf(a.out, "cluster:   %s\nmesh:      %s\nauthority: %s\n", cl.Name, cl.Mesh, cl.Authority)
+	fmt.Fprintf(a.out, "level:     %d\n", cl.Level)
+	if len(cl.Behind) > 0 {
+		fmt.Fprintf(a.out, "           %s: older than this manager, which knows a higher feature level\n", strings.Join(cl.Behind, ", "))
+	}
 	if cl.Locked {
 		fmt.Fprintln(a.out, "locked:    managers need the unlock key when they start")
 	}

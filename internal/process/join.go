@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"baton/internal/manager/identity"
+	"baton/internal/model/cluster"
 	"baton/internal/node/uplink"
 	"baton/internal/wire/agentapi"
 	"baton/internal/wire/rpc"
@@ -100,7 +101,7 @@ func (p *process) tryJoin(ctx context.Context, token transport.Token, address st
 	}
 	reply, err := uplink.Joining{
 		Network: transport.TCP{}, Token: token, Address: address, Credentials: p.creds,
-		Request: agentapi.JoinRequest{Nonce: f.Nonce, Node: f.ID, Name: f.Name, Listen: f.listen(), Hosts: hosts(f)},
+		Request: agentapi.JoinRequest{Nonce: f.Nonce, Node: f.ID, Name: f.Name, Listen: f.listen(), Hosts: hosts(f), Level: cluster.LevelNewest()},
 	}.Join(ctx)
 	if err != nil {
 		return err

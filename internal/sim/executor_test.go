@@ -54,7 +54,9 @@ func (e *executor) next() bool {
 	return true
 }
 
-func (e *executor) Observe(context.Context) ([]agent.Observed, error) { return e.node.list(), nil }
+func (e *executor) Observe(_ context.Context, of ...cluster.ID) ([]agent.Observed, error) {
+	return e.node.list(of...), nil
+}
 
 func (e *executor) Pull(_ context.Context, image string, policy spec.PullPolicy) error {
 	var result *agent.ImageResult

@@ -412,8 +412,8 @@ func (d *disk) load() agent.Memory {
 }
 
 // Look implements agent.Hands.
-func (h *hands) Look() {
+func (h *hands) Look(id cluster.ID) {
 	if h.node.alive(h.life) {
-		h.node.look()
+		h.node.look(id)
 	}
 }

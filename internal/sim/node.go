@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"baton/internal/manager/dispatch"
@@ -45,19 +46,20 @@ type node struct {
 	cut     bool // no message gets through
 	useless bool // nothing starts
 
-	loop     *agent.Loop
-	session  *dispatch.Session // the agent's end; nil: none
-	serving  *dispatch.Session // the manager's end; nil: none
-	known    cluster.Version   // of the last update that the agent took
-	arrival  time.Time         // of the last update under way: a stream keeps its order
-	underway []parcel
-	sendAt   time.Time // of the last report under way
-	stepAt   time.Time
-	sending  bool
-	looking  bool
-	lookMore bool
-	silent   time.Time // since when the manager hears nothing; zero: it does
-	judged   int       // counts silences
+	loop      *agent.Loop
+	session   *dispatch.Session // the agent's end; nil: none
+	serving   *dispatch.Session // the manager's end; nil: none
+	known     cluster.Version   // of the last update that the agent took
+	arrival   time.Time         // of the last update under way: a stream keeps its order
+	underway  []parcel
+	sendAt    time.Time // of the last report under way
+	stepAt    time.Time
+	sending   bool
+	looking   bool
+	lookMore  []cluster.ID // to be looked at next; lookWhole: all
+	lookWhole bool
+	silent    time.Time // since when the manager hears nothing; zero: it does
+	judged    int       // counts silences
 
 	containers map[cluster.ID]*container
 	attached   map[cluster.ID]netip.Addr
@@ -96,7 +98,7 @@ func (n *node) boot(d time.Duration) {
 			return
 		}
 		n.known = 0
-		n.up, n.session, n.sending, n.looking, n.lookMore, n.stepAt = true, nil, false, false, false, time.Time{}
+		n.up, n.session, n.sending, n.looking, n.lookMore, n.lookWhole, n.stepAt = true, nil, false, false, nil, false, time.Time{}
 		n.loop = agent.NewLoop(&hands{node: n, life: life}, slog.New(slog.DiscardHandler))
 		n.loop.Recall(n.disk.load())
 		n.look()
@@ -410,10 +412,13 @@ func (n *node) observe(life int) {
 	})
 }
 
-// list is what there is of containers now.
-func (n *node) list() (list []agent.Observed) {
+// list is what there is of containers now, or of those of some tasks.
+func (n *node) list(of ...cluster.ID) (list []agent.Observed) {
 	for _, id := range sortedIDs(n.containers) {
 		c := n.containers[id]
+		if len(of) > 0 && !slices.Contains(of, id) {
+			continue
+		}
 		o := agent.Observed{Task: id, State: c.state, Started: c.since}
 		if c.exit != nil {
 			e := *c.exit
@@ -424,13 +429,15 @@ func (n *node) list() (list []agent.Observed) {
 	return list
 }
 
-// look makes one observation. What it sees may be old when the loop hears of it, but observations come in order.
-func (n *node) look() {
+// look makes one observation, of some tasks or of all. What it sees may be old when the loop hears of it, but observations come in
+// order.
+func (n *node) look(of ...cluster.ID) {
 	if n.loop == nil {
 		return
 	}
 	if n.looking {
-		n.lookMore = true
+		n.lookWhole = n.lookWhole || len(of) == 0
+		n.lookMore = append(n.lookMore, of...)
 		return
 	}
 	n.looking = true
@@ -439,18 +446,21 @@ func (n *node) look() {
 		if !n.alive(life) {
 			return
 		}
-		list := n.list()
+		list := n.list(of...)
 		asked := n.w.now
 		n.w.after(n.w.between(0, 5*time.Millisecond), n.name+" sees", func() {
 			if !n.alive(life) {
 				return
 			}
 			n.looking = false
-			n.loop.See(list, asked)
+			n.loop.See(list, asked, of...)
 			n.kick()
-			if n.lookMore {
-				n.lookMore = false
+			whole, more := n.lookWhole, n.lookMore
+			n.lookWhole, n.lookMore = false, nil
+			if whole {
 				n.look()
+			} else if len(more) > 0 {
+				n.look(more...)
 			}
 		})
 	})

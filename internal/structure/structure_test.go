@@ -58,6 +58,7 @@ var rooms = []room{
 	{6, "internal/manager/manager", "manager", "composes its wing"},
 	{3, "internal/node/agent", "node", "runs what is assigned"},
 	{4, "internal/node/logger", "node", "the process that keeps a task's output; imports nothing of ours"},
+	{4, "internal/node/fence", "node", "ends tasks whose lease is over, with a process of its own; imports nothing of ours"},
 	{4, "internal/node/shim", "node", "starts and cleans up shims; imports nothing of ours"},
 	{4, "internal/node/files", "node", "secrets and configs in memory"},
 	{4, "internal/node/image", "node", "images"},

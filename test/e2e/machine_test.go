@@ -40,6 +40,7 @@ type machine struct {
 	socket  string
 	ns      string // path of the node's namespace
 	outside string
+	program string // the build of baton that its server runs; empty: bin/baton
 	server  *exec.Cmd
 	exited  chan error
 }
@@ -233,7 +234,11 @@ func (m *machine) launch() {
 	if m.join != "" {
 		verb = "join"
 	}
-	cmd := exec.Command(binary, verb, "--data-dir", m.data, "--name", m.name, "--log-level", "debug")
+	program := binary
+	if m.program != "" {
+		program = m.program
+	}
+	cmd := exec.Command(program, verb, "--data-dir", m.data, "--name", m.name, "--log-level", "debug")
 	cmd.Env = append(os.Environ(), "BATON_JOIN="+m.join)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

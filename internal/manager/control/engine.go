@@ -162,9 +162,11 @@ func (e *Engine) changed(o cluster.Object) error {
 		e.mark(cluster.KindNode, o.ID)
 		e.markNodeServices(o.ID)
 		e.markBalance()
+		e.markNodeVolumes(o.ID)
 	case *cluster.Volume:
 		e.view.PutVolume(o)
 		e.mark(cluster.KindVolume, o.ID)
+		e.freed = e.freed || o.Node.IsZero() // a task may wait for it elsewhere
 	case *cluster.Task:
 		return e.taskChanged(o)
 	case *cluster.Service:
@@ -215,6 +217,7 @@ func (e *Engine) deleted(r store.Ref) {
 		e.members = nil
 		delete(e.nodes, r.ID)
 		e.markNodeServices(r.ID)
+		e.markNodeVolumes(r.ID)
 	case cluster.KindVolume:
 		e.view.RemoveVolume(r.ID)
 	case cluster.KindTask:
@@ -341,7 +344,7 @@ func (e *Engine) decide(k key, now time.Time, acked cluster.Version) (Decision, 
 	case cluster.KindNode:
 		return e.decideNode(k.id)
 	case cluster.KindVolume:
-		return e.decideVolume(k.id)
+		return e.decideVolume(k.id, now)
 	case cluster.KindService:
 		return e.decideService(k.id, now, acked)
 	case cluster.KindStack:
@@ -404,14 +407,5 @@ func (e *Engine) decideNode(id cluster.ID) (Decision, error) {
 	n := cluster.Copy(node)
 	n.Subnet = subnet
 	d.Txn.Put(n)
-	return d, nil
-}
-
-// decideVolume forgets a volume that is to be removed and never was on a node.
-func (e *Engine) decideVolume(id cluster.ID) (Decision, error) {
-	d := Decision{About: "volume " + id.Short()}
-	if v, ok := store.Get[*cluster.Volume](e.snap, id); ok && v.Removing && v.Node.IsZero() {
-		d.Txn.Delete(v)
-	}
 	return d, nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"baton/internal/manager/store"
 	"baton/internal/model/cluster"
+	"baton/internal/wire/agentapi"
 )
 
 // Attendance tells when a node was heard last, or when this leader began if that is later; known says which.
@@ -24,7 +25,7 @@ type Patience struct {
 
 const (
 	unknownDefault = 3 * time.Second
-	downDefault    = 15 * time.Second
+	downDefault    = agentapi.DownMin
 	livenessEvery  = 250 * time.Millisecond
 )
 

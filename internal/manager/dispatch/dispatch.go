@@ -234,6 +234,11 @@ func (d *Dispatcher) register(ctx context.Context, h agentapi.Hello) error {
 		if !ok {
 			return t, fmt.Errorf("node %s (%s) is not a member of this cluster", h.Name, h.Node.Short())
 		}
+		if settings, ok := snap.Settings(); ok {
+			if err := settings.Admit(h.Description.Level); err != nil {
+				return t, err
+			}
+		}
 		n := cluster.Copy(node)
 		now := d.cfg.Now()
 		if n.State != cluster.NodeReady {

@@ -275,6 +275,32 @@ func TestVolumeIsRemovedAfterItsLastUser(t *testing.T) {
 	}
 }
 
+// What a node has of a volume that was given up there is deleted once no task there uses it; the volume stays.
+func TestAbandonedVolumeIsDeletedWhereItWas(t *testing.T) {
+	w := newWorld(t)
+	old, _ := store.Get[*cluster.Volume](w.st.Snapshot(), id('v', 1))
+	vol := cluster.Copy(old)
+	vol.OnLoss, vol.Node, vol.Abandoned = spec.LossRecreate, id('n', 2), []cluster.ID{id('n', 1), id('n', 3)}
+	w.put(w.task(1, 1), vol)
+	s := w.connect(1)
+	u, _ := s.Poll()
+	if len(u.RemoveVolumes) != 0 || len(u.Assignments) != 1 || !u.Assignments[0].Leased {
+		t.Fatalf("under a task: got %+v, want it leased and its volume kept", u)
+	}
+	task := w.stored(1)
+	task.Observed = cluster.ObservedLost
+	w.put(task)
+	w.follow()
+	if u, _ := s.Poll(); len(u.RemoveVolumes) != 1 || u.RemoveVolumes[0] != "data" {
+		t.Fatalf("got %v, want the volume", u.RemoveVolumes)
+	}
+	w.report(s, agentapi.Report{VolumesRemoved: []string{"data"}})
+	now, ok := store.Get[*cluster.Volume](w.st.Snapshot(), vol.ID)
+	if !ok || now.Node != id('n', 2) || len(now.Abandoned) != 1 || now.Abandoned[0] != id('n', 3) {
+		t.Errorf("after the report the volume is %+v, want node 3 alone still to delete it", now)
+	}
+}
+
 func TestTaskThatCannotBeSentIsRejected(t *testing.T) {
 	w := newWorld(t)
 	s := w.connect(1)

@@ -184,7 +184,17 @@ func (d *Dispatcher) writeNode(ctx context.Context, r nodeReport) error {
 			}
 		}
 		for vol := range store.All[*cluster.Volume](snap) {
-			if vol.Removing && vol.Node == r.node && slices.Contains(r.report.VolumesRemoved, vol.Name) {
+			if !goesFrom(vol, r.node) || !slices.Contains(r.report.VolumesRemoved, vol.Name) {
+				continue
+			}
+			if i := slices.Index(vol.Abandoned, r.node); i >= 0 {
+				c := cluster.Copy(vol)
+				c.Abandoned = slices.Delete(c.Abandoned, i, i+1)
+				t.Put(c)
+				t.Put(d.event(d.cfg.Now(), "volume.cleaned", "what node "+r.node.Short()+" still had of volume "+vol.Name+" was deleted", func(e *cluster.Event) {
+					e.Stack, e.Node = vol.Stack, r.node
+				}))
+			} else {
 				t.Delete(vol)
 				t.Put(d.event(d.cfg.Now(), "volume.removed", "volume "+vol.Name+" was removed", func(e *cluster.Event) {
 					e.Stack, e.Node = vol.Stack, r.node

@@ -102,7 +102,7 @@ func (v *view) merge(d store.Delta) {
 func (v *view) findRemoving() {
 	v.removing = v.removing[:0]
 	for vol := range store.All[*cluster.Volume](v.snap) {
-		if vol.Removing {
+		if vol.Removing || len(vol.Abandoned) > 0 {
 			v.removing = append(v.removing, vol)
 		}
 	}
@@ -175,9 +175,9 @@ func (v *view) removeVolumes(s *Session, u *agentapi.Update) {
 	told := make(map[cluster.ID]bool)
 	for _, vol := range v.removing {
 		switch {
-		case vol.Node != s.node:
+		case !goesFrom(vol, s.node):
 			continue
-		case !s.volumes[vol.ID] && v.used(vol):
+		case !s.volumes[vol.ID] && v.used(vol, s.node):
 			continue
 		case !s.volumes[vol.ID]:
 			u.RemoveVolumes = append(u.RemoveVolumes, vol.Name)
@@ -187,9 +187,14 @@ func (v *view) removeVolumes(s *Session, u *agentapi.Update) {
 	s.volumes = told
 }
 
-// used reports whether a task on the volume's node may still write to it.
-func (v *view) used(vol *cluster.Volume) bool {
-	for t := range v.snap.TasksByNode(vol.Node) {
+// goesFrom reports whether what a node has of a volume is to be deleted: all of the volume, or what was left of it there.
+func goesFrom(vol *cluster.Volume, node cluster.ID) bool {
+	return vol.Removing && vol.Node == node || slices.Contains(vol.Abandoned, node)
+}
+
+// used reports whether a task on a node may still write to a volume.
+func (v *view) used(vol *cluster.Volume, node cluster.ID) bool {
+	for t := range v.snap.TasksByNode(node) {
 		if !t.Live() {
 			continue
 		}
@@ -268,7 +273,7 @@ func (v *view) assignment(t *cluster.Task) (agentapi.Assignment, error) {
 	a.Volumes = make(map[string]string, len(rev.Volumes))
 	for key, id := range rev.Volumes {
 		if vol, ok := store.Get[*cluster.Volume](v.snap, id); ok {
-			a.Volumes[key] = vol.Name
+			a.Volumes[key], a.Leased = vol.Name, a.Leased || vol.Leased()
 		}
 	}
 	if t.Observed.Terminal() || t.Desired >= cluster.DesiredStop {

@@ -30,7 +30,7 @@ func (m *Manager) follow(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		err := errors.Join(m.followMembers(ctx), m.followAuthority(ctx))
+		err := errors.Join(m.followMembers(ctx), m.followAuthority(ctx), m.followLevel(ctx))
 		if err == nil || ctx.Err() != nil {
 			said = ""
 			continue

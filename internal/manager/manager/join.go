@@ -47,6 +47,11 @@ func (m *Manager) join(ctx context.Context, in agentapi.JoinRequest) (agentapi.J
 		m.cfg.Logger.Warn("a machine was refused", "name", in.Name, "listen", in.Listen, "reason", err)
 		return agentapi.JoinReply{}, status.Error(codes.PermissionDenied, err.Error())
 	}
+	settings, _ := m.store.Snapshot().Settings()
+	if err := settings.Admit(in.Level); err != nil {
+		m.cfg.Logger.Warn("a machine was refused", "name", in.Name, "listen", in.Listen, "reason", err)
+		return agentapi.JoinReply{}, status.Error(codes.FailedPrecondition, err.Error())
+	}
 	if err := m.addNode(ctx, in, at.Addr(), role); err != nil {
 		return agentapi.JoinReply{}, err
 	}
@@ -54,7 +59,6 @@ func (m *Manager) join(ctx context.Context, in agentapi.JoinRequest) (agentapi.J
 	if err != nil {
 		return agentapi.JoinReply{}, status.Error(codes.Internal, err.Error())
 	}
-	settings, _ := m.store.Snapshot().Settings()
 	out := agentapi.JoinReply{Certificate: cert, Cluster: settings.Name, Role: role, Managers: m.managers()}
 	if role == transport.RoleManager {
 		out.Kit = &agentapi.Kit{SealKey: m.sealer.Key(), Managers: out.Managers}
@@ -82,7 +86,7 @@ func (m *Manager) addNode(ctx context.Context, in agentapi.JoinRequest, at netip
 		t.Put(&cluster.Node{
 			Meta: cluster.Meta{ID: in.Node, Created: now}, Name: in.Name, Manager: role == transport.RoleManager,
 			Availability: cluster.NodeActive, State: cluster.NodeUnknown, StateSince: now, Address: at, Joined: sum[:],
-			Description: cluster.NodeDescription{Listen: in.Listen},
+			Description: cluster.NodeDescription{Listen: in.Listen, Level: in.Level},
 		})
 		t.Put(&cluster.Event{
 			Meta: cluster.Meta{ID: cluster.NewID(nil), Created: now}, At: now, Type: "node.joined", Node: in.Node, Who: "join token",

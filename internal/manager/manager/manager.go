@@ -218,6 +218,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	g.Go(func() error { m.catchUp(ctx); return nil })
 	g.Go(func() error { m.watchNodes(ctx); return nil })
 	g.Go(func() error { m.watchLock(ctx); return nil })
+	g.Go(func() error { return m.watchLevel(ctx) })
 	g.Go(func() error { m.ways.accept(m.part(ctx, transport.ProtocolNode)); m.ways.close(); return nil })
 	for _, part := range []struct {
 		protocol string
@@ -348,6 +349,7 @@ func (m *Manager) foundState(ctx context.Context) error {
 		t.Put(&cluster.Settings{
 			Meta: cluster.Meta{ID: cluster.SettingsID, Created: now}, Name: m.cfg.ClusterName,
 			TaskPool: tasks, ServicePool: services, NodeBits: max(nodeBits, tasks.Bits()), Mesh: m.cfg.Mesh, MeshPort: m.cfg.MeshPort,
+			Level: cluster.LevelNewest(),
 		})
 	}
 	if err := m.foundAuthority(&t, now); err != nil {
@@ -357,7 +359,7 @@ func (m *Manager) foundState(ctx context.Context) error {
 		t.Put(&cluster.Node{
 			Meta: cluster.Meta{ID: m.cfg.NodeID, Created: now}, Name: m.cfg.NodeName, Manager: true,
 			Availability: cluster.NodeActive, State: cluster.NodeUnknown, StateSince: now,
-			Description: cluster.NodeDescription{Listen: m.cfg.Listen}, // so that others can join before its agent has said anything
+			Description: cluster.NodeDescription{Listen: m.cfg.Listen, Level: cluster.LevelNewest()}, // so that others can join before its agent has said anything
 		})
 	}
 	if t.Empty() {

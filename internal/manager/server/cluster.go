@@ -13,6 +13,7 @@ import (
 	"baton/internal/manager/identity"
 	"baton/internal/manager/store"
 	"baton/internal/model/cluster"
+	"baton/internal/wire/agentapi"
 	"baton/internal/wire/transport"
 )
 
@@ -70,6 +71,10 @@ func (s *Server) cluster() api.Cluster {
 	out := api.Cluster{Name: s.cfg.ClusterName, Managers: []api.Manager{}}
 	if settings, ok := snap.Settings(); ok {
 		out.Name, out.Mesh, out.Locked = settings.Name, settings.Mesh, len(settings.Unlock) > 0
+		out.Level = settings.Level.Or()
+	}
+	for _, n := range cluster.Behind(store.All[*cluster.Node](snap), cluster.LevelNewest()) {
+		out.Behind = append(out.Behind, n.Name)
 	}
 	leader, voters := s.members()
 	for n := range store.All[*cluster.Node](snap) {
@@ -347,6 +352,26 @@ func mayLoseManager(snap store.Snapshot, n *cluster.Node) error {
 	return nil
 }
 
+// mayLoseLeases refuses to remove a node that may still run leased tasks: others could be started elsewhere at once.
+func mayLoseLeases(snap store.Snapshot, n *cluster.Node) error {
+	if n.State == cluster.NodeDown {
+		return nil
+	}
+	for t := range snap.TasksByNode(n.ID) {
+		rev, ok := store.Get[*cluster.Revision](snap, t.Revision)
+		if !ok || t.Observed.Terminal() {
+			continue
+		}
+		for _, id := range rev.Volumes {
+			if v, ok := store.Get[*cluster.Volume](snap, id); ok && v.Leased() {
+				return api.Errorf(api.CodeInUse, "node %s is %s and has task %s, the only one that may write to volume %s", n.Name, n.State, t.ID.Short(), v.Name).
+					WithMend("drain the node, or stop its machine and wait until it is down, which takes %s", agentapi.DownMin)
+			}
+		}
+	}
+	return nil
+}
+
 func (s *Server) removeNode(ctx context.Context, name string, force bool) error {
 	var gone cluster.ID
 	return s.retry(ctx, func(snap store.Snapshot, now time.Time) (store.Txn, error) {
@@ -366,6 +391,9 @@ func (s *Server) removeNode(ctx context.Context, name string, force bool) error 
 		if tasks := (reader{snap}).node(n).Tasks; !force && (n.State == cluster.NodeReady || tasks > 0) {
 			return txn, api.Errorf(api.CodeInUse, "node %s is %s and has %d tasks", n.Name, n.State, tasks).
 				WithMend("drain it with `baton node drain %s` and stop its server first, or give --force", n.Name)
+		}
+		if err := mayLoseLeases(snap, n); err != nil {
+			return txn, err
 		}
 		gone = n.ID
 		txn.Delete(n)

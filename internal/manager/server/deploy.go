@@ -103,6 +103,9 @@ func (s *Server) prepare(snap store.Snapshot, req api.UpRequest, now time.Time) 
 	if err := externals(snap, &want); err != nil {
 		return nil, err
 	}
+	if err := levels(snap, &want); err != nil {
+		return nil, err
+	}
 	if err := portConflicts(snap, &want); err != nil {
 		return nil, err
 	}
@@ -186,6 +189,21 @@ func (s *Server) admit(snap store.Snapshot, want *spec.Stack, req api.UpRequest)
 		return nil, nil
 	}
 	return st, nil
+}
+
+// levels refuses what the cluster's feature level does not have yet.
+func levels(snap store.Snapshot, want *spec.Stack) error {
+	settings, ok := snap.Settings()
+	if !ok || settings.Level.Or() >= cluster.LevelLeases {
+		return nil
+	}
+	for _, v := range want.Volumes {
+		if v.OnLoss == spec.LossRecreate {
+			return api.Errorf(api.CodeInvalid, "volumes.%s.x-storage.on_loss: recreate needs feature level %d, and the cluster is at %d", v.Name, cluster.LevelLeases, settings.Level.Or()).
+				WithMend("bring all nodes to this version of baton; `baton cluster status` shows which are behind")
+		}
+	}
+	return nil
 }
 
 // externals refuses references to volumes and networks that do not exist.

@@ -358,5 +358,5 @@ func (p patient) versions() finding {
 		parts = append(parts, v+" on "+strings.Join(names, ", "))
 	}
 	slices.Sort(parts)
-	return check("version", "", grade(len(by) > 1, false), strings.Join(parts, "; ")).mend("bring all nodes to one version, managers last")
+	return check("version", "", grade(len(by) > 1, false), strings.Join(parts, "; ")).mend("bring all nodes to one version; docs/cluster.md says how")
 }

@@ -39,6 +39,7 @@ type NodeDescription struct {
 	Memory   spec.Bytes    `json:"memory"`
 	Version  string        `json:"version"`
 	Kernel   string        `json:"kernel,omitempty"`
+	Level    Level         `json:"level,omitempty"` // the highest feature level that its baton knows
 	// Roots and Issuer are short hashes of the authorities that the node trusts and of the one that signed its certificate.
 	Roots   string    `json:"roots,omitempty"`
 	Issuer  string    `json:"issuer,omitempty"`
@@ -264,13 +265,24 @@ type Volume struct {
 	SingleWriter bool   `json:"singleWriter,omitempty"`
 	// Removing volumes are deleted on their node and then here.
 	Removing bool `json:"removing,omitempty"`
+	// OnLoss is what becomes of it when its node is lost; empty is spec.LossWait.
+	OnLoss spec.OnLoss `json:"onLoss,omitempty"`
+	// Abandoned are the nodes where it was given up, and where what is left of it is still to be deleted.
+	Abandoned []ID `json:"abandoned,omitempty"`
 }
 
 // Kind implements Object.
 func (*Volume) Kind() Kind { return KindVolume }
 
 // Clone implements Object.
-func (v *Volume) Clone() Object { c := *v; return &c }
+func (v *Volume) Clone() Object {
+	c := *v
+	c.Abandoned = slices.Clone(v.Abandoned)
+	return &c
+}
+
+// Leased reports whether tasks that use the volume need a lease: another one may be started elsewhere once their node is lost.
+func (v *Volume) Leased() bool { return v.OnLoss == spec.LossRecreate }
 
 // Secret is one version of a secret; its content is encrypted at rest and never shown by the API.
 type Secret struct {
@@ -360,6 +372,8 @@ type Settings struct {
 	// PortClaims counts the deployments that publish ports. Each writes it, so that two of them at once cannot take the same
 	// port: the second one is refused and looks again.
 	PortClaims uint64 `json:"portClaims,omitempty"`
+	// Level is the cluster's feature level.
+	Level Level `json:"level,omitempty"`
 	// Unlock is the key that opens the sealing key on the managers' disks, sealed with that; empty: they lie there in clear.
 	Unlock []byte `json:"-" cbor:"unlock,omitempty"`
 }

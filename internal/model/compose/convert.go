@@ -92,6 +92,12 @@ func convertVolume(rep *report, name string, v types.VolumeConfig) spec.Volume {
 		default:
 			rep.err(p+".access", fmt.Sprintf("unknown access %q", access), choose(access, "single-writer", "shared"))
 		}
+		switch loss := text(rep, p+".on_loss", m["on_loss"]); loss {
+		case "", string(spec.LossWait), string(spec.LossRecreate):
+			out.OnLoss = spec.OnLoss(loss)
+		default:
+			rep.err(p+".on_loss", fmt.Sprintf("unknown value %q", loss), choose(loss, string(spec.LossWait), string(spec.LossRecreate)))
+		}
 	}
 	return out
 }
@@ -228,4 +234,5 @@ var pathRewrites = []pathRewrite{
 	{regexp.MustCompile(`^onFailure$`), "x-baton.on_failure"},
 	{regexp.MustCompile(`^(secrets|configs|networks|volumes)\.([^.]+)\.ref$`), "$1.$2.name"},
 	{regexp.MustCompile(`^volumes\.([^.]+)\.shared$`), "volumes.$1.x-storage.access"},
+	{regexp.MustCompile(`^volumes\.([^.]+)\.onLoss$`), "volumes.$1.x-storage.on_loss"},
 }

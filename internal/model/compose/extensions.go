@@ -40,7 +40,7 @@ var extensions = []extension{
 	{"x-placement", []string{levelService}, warned, "use deploy.placement",
 		[]string{"strategy", "near", "away_from"}, []string{"strategy"}},
 	{"x-storage", []string{levelVolume}, warned, "the volume is a directory on one node",
-		[]string{"size", "class", "access", "copies", "on_loss", "snapshots", "backup"}, []string{"access"}},
+		[]string{"size", "class", "access", "copies", "on_loss", "snapshots", "backup"}, []string{"access", "on_loss"}},
 	{"x-ingress", []string{levelService}, warned, "HTTP rules are not served yet; publish a port with ports",
 		[]string{"host", "path", "port", "tls", "redirect", "sticky", "headers", "auth", "rate_limit", "body_limit", "timeout", "allow", "weight", "protocol"}, nil},
 	{"x-autoscale", []string{levelService}, warned, "the service keeps deploy.replicas; use baton scale",

@@ -41,7 +41,18 @@ type Volume struct {
 	SingleWriter bool `json:"singleWriter,omitempty"`
 	// Shared volumes may be written by several tasks at once; it is never guessed.
 	Shared bool `json:"shared,omitempty"`
+	// OnLoss says what becomes of the volume when its node is lost; default LossWait.
+	OnLoss OnLoss `json:"onLoss,omitempty"`
 }
+
+// OnLoss is what becomes of a volume whose node is lost.
+type OnLoss string
+
+// What becomes of a volume whose node is lost.
+const (
+	LossWait     OnLoss = "wait"     // its tasks wait until the node is back
+	LossRecreate OnLoss = "recreate" // it begins empty on another node, with its task
+)
 
 // Secret names a secret that the stack uses. Content is set only on its way from the client to the manager, which stores it
 // encrypted; an external secret exists already (`baton secret set`).

@@ -128,6 +128,14 @@ func (c *checker) parts(s *Stack) {
 		if v.SingleWriter && v.Shared {
 			c.add(path+".shared", "a volume cannot be single-writer and shared at once", "choose one")
 		}
+		switch {
+		case v.OnLoss == "" || v.OnLoss == LossWait:
+		case v.OnLoss != LossRecreate:
+			c.add(path+".onLoss", "unknown value "+quote(string(v.OnLoss)), "use wait or recreate")
+		case !v.SingleWriter:
+			c.add(path+".onLoss", "only a volume with one writer at a time can begin anew elsewhere",
+				"mount it in one service with one replica, or say x-storage: {access: single-writer}")
+		}
 	}
 	total := 0
 	content := func(path string, external bool, n int) {

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,6 +25,7 @@ type Config struct {
 	Files     Files
 	Logs      Logs
 	Record    Record
+	Fence     Fence
 	Connector agentapi.Connector
 	// Describe tells what the node is; it is asked at every connect and every observation.
 	Describe func(ctx context.Context) cluster.NodeDescription
@@ -33,6 +36,7 @@ type Config struct {
 
 const (
 	observeEvery  = 5 * time.Second        // full look at the containers, in case an event was missed
+	describeEvery = time.Second            // at most
 	drainEvery    = 100 * time.Millisecond // look at a draining task's connections
 	emptyLooksMin = 2                      // looks in a row without an open connection until a task counts as idle
 	reconnectMin  = 100 * time.Millisecond
@@ -56,12 +60,16 @@ type Agent struct {
 	probed   chan News
 	counted  chan Connections
 	followed chan NetworkResult
-	wake     chan struct{} // an executor event
+	wake     chan struct{} // there is something to look at
 	oomed    chan cluster.ID
 	removed  chan string // volumes that are gone
 	cut      chan struct{}
 	recorded chan error
 	prepared chan ImageResult
+
+	mu       sync.Mutex
+	due      map[cluster.ID]bool // tasks to look at
+	dueWhole bool                // all of them
 }
 
 // New makes an agent; Run starts it.
@@ -80,6 +88,7 @@ func New(cfg Config) *Agent {
 		cut:      make(chan struct{}),
 		recorded: make(chan error),
 		prepared: make(chan ImageResult),
+		due:      make(map[cluster.ID]bool),
 	}
 	a.loop = NewLoop(nil, cfg.Log)
 	return a
@@ -108,8 +117,9 @@ func (a *Agent) Run(ctx context.Context) error {
 			return nil
 		case u := <-a.updates:
 			l.Take(u)
+			a.renew(ctx, u.Confirmed)
 		case o := <-a.seen:
-			l.See(o.list, o.asked)
+			l.See(o.list, o.asked, o.of...)
 		case r := <-a.done:
 			l.Finish(r, time.Now())
 		case n := <-a.probed:
@@ -136,9 +146,10 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 }
 
-// observation is what the executor said of all containers, and when it was asked.
+// observation is what the executor said of all containers, or of those of some tasks, and when it was asked.
 type observation struct {
 	list  []Observed
+	of    []cluster.ID
 	asked time.Time
 }
 
@@ -150,12 +161,30 @@ func (a *Agent) spawn(f func()) {
 	}()
 }
 
-// look asks for a fresh observation.
-func (a *Agent) look() {
+// look asks for a fresh observation of a task, or of all when none is named.
+func (a *Agent) look(of ...cluster.ID) {
+	a.mu.Lock()
+	a.dueWhole = a.dueWhole || len(of) == 0
+	for _, id := range of {
+		a.due[id] = true
+	}
+	a.mu.Unlock()
 	select {
 	case a.wake <- struct{}{}:
 	default:
 	}
+}
+
+// lookedAt takes what there is to look at: these tasks, or all of them when none is named.
+func (a *Agent) lookedAt(whole bool) (of []cluster.ID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !whole && !a.dueWhole {
+		of = slices.Collect(maps.Keys(a.due))
+	}
+	clear(a.due)
+	a.dueWhole = false
+	return of
 }
 
 // workers are the hands of a running agent: a goroutine for each thing to do. ctx is that of Run.
@@ -257,4 +286,4 @@ func (w *workers) Record(c Change) {
 }
 
 // Look implements Hands.
-func (w *workers) Look() { w.agent.look() }
+func (w *workers) Look(id cluster.ID) { w.agent.look(id) }

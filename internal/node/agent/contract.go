@@ -78,8 +78,9 @@ type Container struct {
 //	_ = ex.Stop(ctx, id, 10*time.Second)
 //	_ = ex.Remove(ctx, id)           // nothing of the task is left, but its logs
 type Executor interface {
-	// Observe lists every container of this node, also exited ones not yet removed.
-	Observe(ctx context.Context) ([]Observed, error)
+	// Observe lists every container of this node, also exited ones not yet removed. Given tasks, it looks at those alone, so that
+	// what happens to one costs the same on a node that has many.
+	Observe(ctx context.Context, of ...cluster.ID) ([]Observed, error)
 	// Pull makes the image present by the policy. A RejectError means that trying again will not help.
 	Pull(ctx context.Context, image string, policy spec.PullPolicy) error
 	// Start creates and starts the task's container. A RejectError means that this task can never run here.
@@ -169,6 +170,15 @@ type Files interface {
 	Remove(ctx context.Context, task cluster.ID) error
 	// Sweep forgets those of tasks that are not in keep. No task may be starting.
 	Sweep(ctx context.Context, keep []cluster.ID) error
+}
+
+// Fence ends leased tasks whose lease is over, whatever has become of the agent.
+type Fence interface {
+	// Guard puts a task, which is about to start, under the fence; it is idempotent. Unguard takes it out.
+	Guard(ctx context.Context, task cluster.ID) error
+	Unguard(ctx context.Context, task cluster.ID) error
+	// Renew says how long the tasks under the fence may go on from now; the last word counts. A negative time ends them.
+	Renew(ctx context.Context, left time.Duration) error
 }
 
 // Logs is the part of a task's output that outlives its container.

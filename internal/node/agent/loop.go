@@ -30,8 +30,8 @@ type Hands interface {
 	FollowNetwork(w NetworkWork)
 	// RemoveVolume deletes a volume, trying until it works, then VolumeRemoved.
 	RemoveVolume(name string)
-	// Look makes a fresh observation, then See.
-	Look()
+	// Look makes a fresh observation of a task, then See.
+	Look(id cluster.ID)
 	// Prepare pulls an image for a rollout, then ImagePrepared. The returned function breaks it off.
 	Prepare(w agentapi.ImageWant) (cancel func())
 	// Record saves a change durably, then Recorded. There is no second one before that.
@@ -119,6 +119,8 @@ type Loop struct {
 	net      netState
 	volumes  map[string]bool // to be removed; true once the hands are at it
 
+	leased   time.Time // when the newest heartbeat was sent that the leader has confirmed
+	born     time.Time // the first step
 	linked   bool      // a session brought an update and has not ended since
 	cut      time.Time // when it ended, or when this agent began
 	memory   *Memory   // of an earlier agent; nil: none
@@ -178,6 +180,7 @@ func (l *Loop) Take(u agentapi.Update) {
 		l.takeImages(u.Prepare.Images)
 	}
 	l.synced, l.linked = l.synced || u.Full, true
+	l.Confirmed(u.Confirmed)
 	l.rec.network = l.rec.network || u.Node != nil || u.Network != nil
 	l.net.update(u.Version, u.Network)
 }
@@ -231,10 +234,10 @@ func (l *Loop) remember(id cluster.ID) *task {
 	return t
 }
 
-// See merges an observation of all containers that was begun at the time asked. What it says of a task that a worker has
-// changed since then is old, and is left to the next one.
-func (l *Loop) See(list []Observed, asked time.Time) {
-	l.observed = true
+// See merges an observation that was begun at the time asked: of all containers, or of those of some tasks. What it says of a
+// task that a worker has changed since then is old, and is left to the next one.
+func (l *Loop) See(list []Observed, asked time.Time, of ...cluster.ID) {
+	l.observed = l.observed || len(of) == 0
 	have := make(map[cluster.ID]*Observed, len(list))
 	for i := range list {
 		have[list[i].Task] = &list[i]
@@ -242,9 +245,17 @@ func (l *Loop) See(list []Observed, asked time.Time) {
 			l.remember(list[i].Task)
 		}
 	}
-	for id, t := range l.tasks {
-		if !t.local.Busy && !asked.Before(t.changed) {
-			t.have, t.unseen = have[id], false
+	seen := func(t *task) {
+		if t != nil && !t.local.Busy && !asked.Before(t.changed) {
+			t.have, t.unseen = have[t.id], false
+		}
+	}
+	for _, id := range of {
+		seen(l.tasks[id])
+	}
+	if len(of) == 0 {
+		for _, t := range l.tasks {
+			seen(t)
 		}
 	}
 }
@@ -287,6 +298,10 @@ func (l *Loop) Step(now time.Time) time.Duration {
 	if l.cut.IsZero() {
 		l.cut = now
 	}
+	if l.born.IsZero() {
+		l.born = now
+	}
+	l.endLeases(now)
 	if l.alone(now) {
 		l.recallNetwork()
 	}
@@ -300,7 +315,7 @@ func (l *Loop) Step(now time.Time) time.Duration {
 	// A status change can make the next action due at once; three rounds reach every fixed point Step has.
 	for range 3 {
 		marked := false
-		for _, action := range Step(l.views(), now) {
+		for _, action := range Step(l.views(now), now) {
 			t := l.tasks[action.Task]
 			switch {
 			case action.Kind == ActMark:
@@ -321,8 +336,8 @@ func (l *Loop) Step(now time.Time) time.Duration {
 		}
 		l.record(now)
 	}
-	l.removeVolumes()
-	next := min(l.standIns(now), l.untilAlone(now), l.getImages(now))
+	l.removeVolumes(now)
+	next := min(l.standIns(now), l.untilAlone(now), l.getImages(now), l.untilLeaseEnds(now))
 	for _, t := range l.sorted() {
 		l.probe(t)
 		next = min(next, l.drain(t, now))
@@ -335,13 +350,14 @@ func (l *Loop) Step(now time.Time) time.Duration {
 	return max(next, time.Millisecond)
 }
 
-func (l *Loop) views() []TaskView {
+func (l *Loop) views(now time.Time) []TaskView {
 	tasks := l.sorted()
 	views := make([]TaskView, 0, len(tasks))
 	for _, t := range tasks {
 		v := TaskView{ID: t.id, Want: t.want, Have: t.have, Local: t.local, Last: t.last, Standing: t.standing != nil}
 		// Before a manager has said what it wants, what the record does not know may be wanted, too.
 		v.Local.Busy = v.Local.Busy || t.unseen || !l.synced && t.last == nil
+		v.Barred = t.leased() && !l.mayStartLeased(now)
 		v.Unsure = t.recalled && !t.begun && !l.synced
 		views = append(views, v)
 	}
@@ -349,11 +365,11 @@ func (l *Loop) views() []TaskView {
 }
 
 // removeVolumes begins to remove the volumes that nothing on this machine uses any more.
-func (l *Loop) removeVolumes() {
+func (l *Loop) removeVolumes(now time.Time) {
 	if len(l.volumes) == 0 {
 		return
 	}
-	views := l.views()
+	views := l.views(now)
 	for _, name := range slices.Sorted(maps.Keys(l.volumes)) {
 		if !l.volumes[name] && !uses(views, name) {
 			l.volumes[name] = true
@@ -397,7 +413,7 @@ func (l *Loop) Finish(r Result, now time.Time) {
 	}
 	t.local.Busy, t.cancel, t.acting = false, nil, ""
 	t.changed, t.unseen = now, true
-	defer l.hands.Look()
+	defer l.hands.Look(t.id)
 	if r.Err != nil {
 		l.failed(t, r, now)
 		return

@@ -33,7 +33,7 @@ func (r *recorder) Probe(Probing) func()         { return func() {} }
 func (r *recorder) Count(cluster.ID, netip.Addr) {}
 func (r *recorder) FollowNetwork(w NetworkWork)  { r.network = append(r.network, w) }
 func (r *recorder) RemoveVolume(name string)     { r.volumes = append(r.volumes, name) }
-func (r *recorder) Look()                        {}
+func (r *recorder) Look(cluster.ID)              {}
 func (r *recorder) Prepare(w agentapi.ImageWant) func() {
 	r.pulls = append(r.pulls, w)
 	return func() { r.broken = append(r.broken, w) }

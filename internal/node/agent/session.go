@@ -24,7 +24,11 @@ func (a *Agent) watch(ctx context.Context) {
 					return
 				}
 			}
-			a.look()
+			if e.Task.IsZero() {
+				a.look()
+			} else {
+				a.look(e.Task)
+			}
 		}
 		if !sleep(ctx, retryMin) {
 			return
@@ -33,13 +37,15 @@ func (a *Agent) watch(ctx context.Context) {
 	}
 }
 
-// observeLoop asks the executor what runs: when woken, and from time to time.
+// observeLoop asks the executor what runs: when woken, and from time to time everything.
 func (a *Agent) observeLoop(ctx context.Context) {
 	ticker := time.NewTicker(observeEvery)
 	defer ticker.Stop()
-	for {
+	var described time.Time
+	for whole := true; ; {
 		asked := time.Now()
-		list, err := a.cfg.Executor.Observe(ctx)
+		of := a.lookedAt(whole)
+		list, err := a.cfg.Executor.Observe(ctx, of...)
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -48,19 +54,23 @@ func (a *Agent) observeLoop(ctx context.Context) {
 			if !sleep(ctx, retryMin) {
 				return
 			}
+			whole = true
 			continue
 		}
 		select {
-		case a.seen <- observation{list: list, asked: asked}:
+		case a.seen <- observation{list: list, of: of, asked: asked}:
 		case <-ctx.Done():
 			return
 		}
-		if d := a.cfg.Describe; d != nil {
+		if d := a.cfg.Describe; d != nil && time.Since(described) >= describeEvery {
+			described = time.Now()
 			a.loop.Outbox().describe(d(ctx))
 		}
 		select {
 		case <-ticker.C:
+			whole = true
 		case <-a.wake:
+			whole = false
 		case <-ctx.Done():
 			return
 		}

@@ -69,6 +69,7 @@ func (l *Loop) heirless() []*task {
 		case t.want == nil:
 		case !t.local.Status.Observed.Terminal():
 			t.claim(taken)
+		case t.leased(): // the managers may have started another one elsewhere
 		case t.want.Task.Desired == cluster.DesiredRun && t.heir.IsZero():
 			ended = append(ended, t)
 		}

@@ -45,6 +45,8 @@ type Local struct {
 	RetryAt time.Time
 	// Kill, when set, says why the agent itself ends the task: its liveness probe.
 	Kill string
+	// LeaseEnded is true when that is because its lease is over.
+	LeaseEnded bool
 	// OOM is true when the kernel reported killing a process of the task for memory.
 	OOM bool
 	// Probed is true when the task has a probe that decides its readiness; Passed and Ready are that probe's word.
@@ -64,6 +66,8 @@ type TaskView struct {
 	Last *agentapi.Assignment
 	// Standing is true for a stand-in that no manager has decided on.
 	Standing bool
+	// Barred is true for a leased task while its node has no lease: it must not start.
+	Barred bool
 	// Unsure is true while the agent goes by its record alone.
 	Unsure bool
 }
@@ -84,6 +88,9 @@ func Step(tasks []TaskView, now time.Time) []Action {
 		a, ok := stepTask(t, now)
 		if ok && a.Kind != ActMark && now.Before(t.Local.RetryAt) {
 			continue // the last try went wrong
+		}
+		if ok && a.Kind == ActStart && t.Barred {
+			continue // the next confirmation wakes the loop
 		}
 		if ok && a.Kind == ActStart && (left.holds(t.Want) || !t.Standing && standing.holds(t.Want)) {
 			continue // its clean-up wakes the loop
@@ -160,7 +167,11 @@ func stepStop(t TaskView, running bool, now time.Time) (Action, bool) {
 		status.Reason = t.Local.Kill
 		return mark(t, status)
 	}
-	return Action{Kind: ActStop, Grace: t.Want.Spec.Container.StopGracePeriod}, true
+	grace := t.Want.Spec.Container.StopGracePeriod
+	if t.Local.LeaseEnded {
+		grace = min(grace, leaseGrace)
+	}
+	return Action{Kind: ActStop, Grace: grace}, true
 }
 
 func stepStart(t TaskView, now time.Time) (Action, bool) {

@@ -23,6 +23,7 @@ func (a *Agent) work(ctx context.Context, id cluster.ID, want *agentapi.Assignme
 	case ActClean:
 		r.Err = errors.Join(
 			a.cfg.Executor.Remove(ctx, id),
+			a.cfg.Fence.Unguard(ctx, id),
 			a.cfg.Network.Detach(ctx, id),
 			a.cfg.Files.Remove(ctx, id),
 		)
@@ -61,6 +62,11 @@ func (a *Agent) start(ctx context.Context, as *agentapi.Assignment, refreshed bo
 	probes, err := a.probesOf(ctx, as.Spec)
 	if err != nil {
 		return nil, err
+	}
+	if as.Leased {
+		if err := a.cfg.Fence.Guard(ctx, as.Task.ID); err != nil {
+			return nil, fmt.Errorf("fence: %w", err)
+		}
 	}
 	if err := ex.Start(ctx, c); err != nil {
 		return nil, err

@@ -25,6 +25,7 @@ import (
 	"baton/internal/model/cluster"
 	"baton/internal/model/spec"
 	"baton/internal/node/agent"
+	"baton/internal/node/fence"
 	"baton/internal/node/files"
 	"baton/internal/node/image"
 	"baton/internal/node/image/transfer"
@@ -57,6 +58,7 @@ type Node struct {
 	volumes *volume.Store
 	files   *files.Dir
 	record  *record.Record
+	fence   *fence.Fence
 	notes   chan agentapi.Note
 }
 
@@ -86,6 +88,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start the container runtime: %w", err), n.network.Close())
 	}
+	n.fence = fence.New(filepath.Join(runtime.RunDir(cfg.Dir), "fence"), paths.Fence)
 	n.volumes, err = volume.Open(cfg.Dir)
 	if err != nil {
 		return nil, errors.Join(err, n.Close(ctx))
@@ -138,17 +141,33 @@ func (n *Node) note(note agentapi.Note) {
 func (n *Node) Run(ctx context.Context, connector agentapi.Connector) error {
 	a := agent.New(agent.Config{
 		Node: n.cfg.ID, Name: n.cfg.Name, Executor: n.runtime, Network: n.network, Volumes: n.volumes, Files: n.files,
-		Logs: runtime.OpenLogs(n.cfg.Dir), Record: n.record, Connector: connector, Describe: n.describe, Notes: n.notes,
+		Logs: runtime.OpenLogs(n.cfg.Dir), Record: n.record, Fence: fenced{n}, Connector: connector, Describe: n.describe, Notes: n.notes,
 		Log: n.cfg.Logger.With("part", "agent"),
 	})
 	return a.Run(ctx)
 }
 
+// fenced is the fence as the agent uses it.
+type fenced struct{ *Node }
+
+// Guard implements agent.Fence.
+func (n fenced) Guard(ctx context.Context, task cluster.ID) error {
+	return n.fence.Guard(ctx, task.String(), n.runtime.Cgroups(task))
+}
+
+// Unguard implements agent.Fence.
+func (n fenced) Unguard(ctx context.Context, task cluster.ID) error {
+	return n.fence.Unguard(ctx, task.String())
+}
+
+// Renew implements agent.Fence.
+func (n fenced) Renew(ctx context.Context, left time.Duration) error { return n.fence.Renew(ctx, left) }
+
 // imagesMax bounds the images that a node tells the scheduler of.
 const imagesMax = 500
 
 func (n *Node) describe(ctx context.Context) cluster.NodeDescription {
-	d := cluster.NodeDescription{OS: goruntime.GOOS, Arch: goruntime.GOARCH, CPU: spec.MilliCPU(goruntime.NumCPU() * 1000), Version: n.cfg.Version, MeshKey: n.network.MeshKey()}
+	d := cluster.NodeDescription{OS: goruntime.GOOS, Arch: goruntime.GOARCH, CPU: spec.MilliCPU(goruntime.NumCPU() * 1000), Version: n.cfg.Version, Level: cluster.LevelNewest(), MeshKey: n.network.MeshKey()}
 	var uts unix.Utsname
 	if unix.Uname(&uts) == nil {
 		d.Hostname, d.Kernel = unix.ByteSliceToString(uts.Nodename[:]), unix.ByteSliceToString(uts.Release[:])

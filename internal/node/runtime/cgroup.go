@@ -20,6 +20,9 @@ const cgroupMount = "/sys/fs/cgroup"
 // taskCgroup is the task's cgroup path, below the mount point of each hierarchy.
 func (r *Runtime) taskCgroup(id cluster.ID) string { return r.cfg.Cgroup + "/" + id.String() }
 
+// Cgroups are the cgroup directories that a task's processes are in, from its start on.
+func (r *Runtime) Cgroups(id cluster.ID) []string { return cgroupDirs(r.taskCgroup(id)) }
+
 // cgroupDirs are the directories of a cgroup: one on unified machines, one per controller on others.
 func cgroupDirs(group string) []string {
 	if _, err := os.Stat(filepath.Join(cgroupMount, "cgroup.controllers")); err == nil {

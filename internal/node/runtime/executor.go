@@ -36,7 +36,10 @@ const (
 )
 
 // Observe implements agent.Executor.
-func (r *Runtime) Observe(ctx context.Context) ([]agent.Observed, error) {
+func (r *Runtime) Observe(ctx context.Context, of ...cluster.ID) ([]agent.Observed, error) {
+	if len(of) > 0 {
+		return r.observeEach(ctx, of)
+	}
 	cs, procs, err := r.listAll(ctx)
 	if err != nil {
 		return nil, err
@@ -48,6 +51,28 @@ func (r *Runtime) Observe(ctx context.Context) ([]agent.Observed, error) {
 		}
 	}
 	r.checkLoggers(out)
+	return out, nil
+}
+
+// observeEach observes some tasks. To list all containers makes containerd ask every shim.
+func (r *Runtime) observeEach(ctx context.Context, of []cluster.ID) ([]agent.Observed, error) {
+	var out []agent.Observed
+	for _, id := range of {
+		resp, err := r.client.TaskService().Get(ctx, &tasksapi.GetRequest{ContainerID: id.String()})
+		if err == nil {
+			out = append(out, r.observe(id, resp.Process))
+			continue
+		}
+		if err = errgrpc.ToNative(err); !errdefs.IsNotFound(err) {
+			return nil, fmt.Errorf("process of task %s: %w", id.Short(), err)
+		}
+		_, err = r.client.ContainerService().Get(ctx, id.String())
+		if err == nil {
+			out = append(out, r.observe(id, nil))
+		} else if !errdefs.IsNotFound(err) {
+			return nil, fmt.Errorf("container of task %s: %w", id.Short(), err)
+		}
+	}
 	return out, nil
 }
 

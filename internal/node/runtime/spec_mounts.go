@@ -207,7 +207,9 @@ func writeRecordFiles(dir string, c agent.Container) error {
 		}
 	}
 	for i, b := range [][]byte{resolv, hosts, []byte(c.Hostname + "\n")} {
-		if err := writeFile(filepath.Join(dir, recordFiles[i]), b, 0o644); err != nil {
+		// Nobody reads them before the container is made, and one that is not gets them anew.
+		path := filepath.Join(dir, recordFiles[i])
+		if err := errors.Join(os.WriteFile(path, b, 0o644), os.Chmod(path, 0o644)); err != nil { // whatever the umask
 			return fmt.Errorf("container files: %w", err)
 		}
 	}

@@ -11,12 +11,18 @@ import (
 	"strings"
 	"time"
 
+	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types/runc/options"
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/typeurl/v2"
+	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
@@ -100,6 +106,9 @@ func (r *Runtime) undo(ctx context.Context, id cluster.ID) {
 
 // begun reports whether the task's main process runs or ran. What is half-made it removes.
 func (r *Runtime) begun(ctx context.Context, id cluster.ID) (bool, error) {
+	if _, err := os.Stat(r.tasks.path(id)); errors.Is(err, fs.ErrNotExist) {
+		return false, nil // its record is the first of all that is made, and the last that goes
+	}
 	c, err := r.client.LoadContainer(ctx, id.String())
 	if err != nil && !errdefs.IsNotFound(err) {
 		return false, fmt.Errorf("start task %s: %w", id.Short(), err)
@@ -120,9 +129,6 @@ func (r *Runtime) begun(ctx context.Context, id cluster.ID) (bool, error) {
 		} else if !r.tasks.started(id).IsZero() {
 			return true, nil
 		}
-	}
-	if _, serr := os.Stat(r.tasks.path(id)); errdefs.IsNotFound(err) && errors.Is(serr, fs.ErrNotExist) {
-		return false, nil // its record is the first of all that is made, and the last that goes
 	}
 	return false, r.remove(ctx, id)
 }
@@ -168,54 +174,73 @@ func (r *Runtime) start(ctx context.Context, id cluster.ID, c agent.Container, a
 		return err
 	}
 	s.Annotations = map[string]string{shim.GroupAnnotation: founder.String()}
-	ctr, err := r.record(ctx, id,
-		containerd.WithSnapshotter(snapshotter),
-		containerd.WithNewSnapshot(id.String(), img, snapshots.WithLabels(map[string]string{labelKeep: time.Now().UTC().Format(time.RFC3339)})),
-		containerd.WithRuntime(r.cfg.Shim, &options.Options{BinaryName: r.cfg.Runc, Root: r.cfg.runcRoot()}),
-		containerd.WithContainerLabels(map[string]string{
+	rootfs, err := r.record(ctx, img, s, append(p.userOpts(), p.finish), containers.Container{
+		ID: id.String(),
+		Labels: map[string]string{
 			labelSignal: sig, labelStack: c.StackName, labelService: c.ServiceName, labelSlot: strconv.Itoa(c.Task.Slot),
 			labelGroup: founder.String(), labelKin: kin,
-		}),
-		containerd.WithSpec(s, append(p.userOpts(), p.finish)...))
+		},
+	})
 	if err != nil {
 		return err
 	}
 	if err := r.fillVolumes(ctx, id, c.Mounts); err != nil {
 		return err
 	}
-	return r.run(ctx, id, ctr, c)
+	return r.run(ctx, id, rootfs, c)
 }
 
-// record makes the container's snapshot and record. It is the client's NewContainer without the lease that this takes each time.
-func (r *Runtime) record(ctx context.Context, id cluster.ID, opts ...containerd.NewContainerOpts) (containerd.Container, error) {
-	c := containers.Container{ID: id.String()}
+// record makes the container's snapshot and record, and returns the mounts of its root. It does by itself what containerd's client does
+// in NewContainer and NewTask, which ask containerd for what is known here: of a start's calls these were two in three.
+func (r *Runtime) record(ctx context.Context, img containerd.Image, s *oci.Spec, opts []oci.SpecOpts, c containers.Container) ([]mount.Mount, error) {
+	layers, err := img.RootFS(ctx)
+	if err != nil {
+		return nil, err
+	}
+	keep := snapshots.WithLabels(map[string]string{labelKeep: time.Now().UTC().Format(time.RFC3339)})
+	rootfs, err := r.client.SnapshotService(snapshotter).Prepare(ctx, c.ID, identity.ChainID(layers).String(), keep)
+	if err != nil {
+		return nil, fmt.Errorf("snapshot: %w", err)
+	}
+	c.Image, c.Snapshotter, c.SnapshotKey = img.Name(), snapshotter, c.ID
+	c.Runtime.Name = r.cfg.Shim
+	if c.Runtime.Options, err = typeurl.MarshalAny(&options.Options{BinaryName: r.cfg.Runc, Root: r.cfg.runcRoot()}); err != nil {
+		return nil, err
+	}
 	for _, o := range opts {
-		if err := o(ctx, r.client, &c); err != nil {
+		if err := o(ctx, r.client, &c, s); err != nil {
 			return nil, err
 		}
 	}
-	if _, err := r.client.ContainerService().Create(ctx, c); err != nil {
+	if c.Spec, err = typeurl.MarshalAny(s); err != nil {
 		return nil, err
 	}
-	return r.client.LoadContainer(ctx, id.String())
+	_, err = r.client.ContainerService().Create(ctx, c)
+	return rootfs, err
 }
 
 // run starts the container's main process.
-func (r *Runtime) run(ctx context.Context, id cluster.ID, ctr containerd.Container, c agent.Container) error {
-	logs, err := r.logIO(id, c.Spec.Logging, c.Spec.Container.TTY)
+func (r *Runtime) run(ctx context.Context, id cluster.ID, rootfs []mount.Mount, c agent.Container) error {
+	output, err := r.logURI(id, c.Spec.Logging)
 	if err != nil {
 		return err
 	}
-	t, err := ctr.NewTask(ctx, logs)
-	if err != nil {
-		return err
+	create := &tasksapi.CreateTaskRequest{ContainerID: id.String(), Rootfs: mount.ToProto(rootfs), Terminal: c.Spec.Container.TTY, Stdout: output}
+	if !create.Terminal {
+		create.Stderr = output
+	}
+	if _, err := r.client.TaskService().Create(ctx, create); err != nil {
+		return errgrpc.ToNative(err)
 	}
 	r.groups.opened(id)
 	// From here the task counts as started: should we die now, its end is reported and it is not run a second time.
 	if err := r.tasks.start(id, time.Now()); err != nil {
 		return err
 	}
-	return t.Start(ctx)
+	if _, err := r.client.TaskService().Start(ctx, &tasksapi.StartRequest{ContainerID: id.String()}); err != nil {
+		return errgrpc.ToNative(err)
+	}
+	return nil
 }
 
 // stopSignal is the name of the signal that asks the task to end.
@@ -235,28 +260,17 @@ func stopSignal(c agent.Container, img ocispec.ImageConfig) (string, error) {
 	return s, nil
 }
 
-// logIO sends a task's output to a logger process of its own, started by the shim, whom it outlives neither more nor less. The shim turns the query into arguments.
-func (r *Runtime) logIO(id cluster.ID, l spec.Logging, tty bool) (cio.Creator, error) {
+// logURI sends a task's output to a logger process of its own, started by the shim, whom it outlives neither more nor less. The shim turns
+// the query into arguments.
+func (r *Runtime) logURI(id cluster.ID, l spec.Logging) (string, error) {
 	uri, err := cio.LogURIGenerator("binary-v2", r.cfg.Logger, map[string]string{
 		LoggerCommand: logger.Args{Dir: filepath.Join(r.cfg.LogsDir(), id.String()), MaxSize: int64(l.MaxSize), MaxFiles: l.MaxFiles}.Encode(),
 	})
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	conf := cio.Config{Terminal: tty, Stdout: uri.String()}
-	if !tty {
-		conf.Stderr = conf.Stdout
-	}
-	return func(string) (cio.IO, error) { return logged{conf}, nil }, nil
+	return uri.String(), nil
 }
-
-// logged is a cio.IO whose ends are all in the shim.
-type logged struct{ conf cio.Config }
-
-func (l logged) Config() cio.Config { return l.conf }
-func (logged) Cancel()              {}
-func (logged) Wait()                {}
-func (logged) Close() error         { return nil }
 
 // permanent are the errors of the runtime that no further attempt mends, by what they contain, with what to say about each. The first
 // that fits counts.

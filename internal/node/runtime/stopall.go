@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"golang.org/x/sys/unix"
 
+	"baton/internal/node/fence"
 	"baton/internal/node/shim"
 )
 
@@ -91,6 +92,8 @@ func ourHelpers(cfg Config) ([]*process, error) {
 		switch base := filepath.Base(args[0]); {
 		case strings.HasPrefix(base, "containerd-shim"), base == shim.Program:
 			return slices.Contains(args, cfg.socket())
+		case base == fence.Program:
+			return len(args) == 2 && filepath.Dir(args[1]) == cfg.RunDir
 		case base == "runc":
 			return slices.Contains(args, cfg.runcRoot())
 		default:

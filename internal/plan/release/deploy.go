@@ -128,7 +128,7 @@ func (d *deployer) volume(v spec.Volume) error {
 	case old == nil && v.External:
 		return fmt.Errorf("volumes.%s: the external volume %q does not exist: drop external, or deploy the stack that makes it first", v.Name, v.Ref)
 	case old == nil:
-		made := &cluster.Volume{Meta: d.meta(), Stack: d.stack.ID, Name: v.Ref, SingleWriter: v.SingleWriter}
+		made := &cluster.Volume{Meta: d.meta(), Stack: d.stack.ID, Name: v.Ref, SingleWriter: v.SingleWriter, OnLoss: v.OnLoss}
 		d.put(made)
 		d.volumes[v.Name] = made.ID
 		d.diff.Volumes = append(d.diff.Volumes, v.Name)
@@ -138,9 +138,9 @@ func (d *deployer) volume(v spec.Volume) error {
 	}
 	// A volume outlives its stack; one of the stack's own name belongs to the stack that is deployed under that name again.
 	ours := !v.External && v.Ref == d.stack.Name+"_"+v.Name && old.Stack != d.stack.ID
-	if ours || !v.External && old.SingleWriter != v.SingleWriter {
+	if ours || !v.External && (old.SingleWriter != v.SingleWriter || old.OnLoss != v.OnLoss) {
 		c := cluster.Copy(old)
-		c.SingleWriter = v.SingleWriter
+		c.SingleWriter, c.OnLoss = v.SingleWriter, v.OnLoss
 		if ours {
 			c.Stack = d.stack.ID
 		}

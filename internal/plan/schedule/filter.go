@@ -101,6 +101,9 @@ func (d *need) refuseFixed(n *node) (Refusal, bool) {
 		if !vol.Node.IsZero() && vol.Node != n.ID {
 			return Refusal{Cause: CauseVolume, What: vol.Name}, true
 		}
+		if slices.Contains(vol.Abandoned, n.ID) {
+			return Refusal{Cause: CauseAbandoned, What: vol.Name}, true
+		}
 	}
 	return Refusal{}, false
 }
@@ -187,6 +190,8 @@ func (r Refusal) String() string {
 		return pick("does not match ", "do not match ") + r.What
 	case CauseVolume:
 		return pick("does not have ", "do not have ") + "volume " + r.What
+	case CauseAbandoned:
+		return pick("still has ", "still have ") + "what was left of volume " + r.What
 	case CauseReplicas:
 		return fmt.Sprintf("%s %s of it, the most allowed", pick("has", "have"), count(int(r.Need), "task", "tasks"))
 	case CausePort:

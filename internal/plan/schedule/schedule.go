@@ -28,7 +28,8 @@ const (
 	CauseAvailability Cause = "availability" // paused or drained
 	CausePlatform     Cause = "platform"
 	CauseConstraint   Cause = "constraint"
-	CauseVolume       Cause = "volume" // its volume is elsewhere
+	CauseVolume       Cause = "volume"    // its volume is elsewhere
+	CauseAbandoned    Cause = "abandoned" // what the node had of the volume is not deleted yet
 	CauseReplicas     Cause = "replicas"
 	CausePort         Cause = "port"
 	CauseCPU          Cause = "cpu"

@@ -32,6 +32,8 @@ type box struct {
 	network    agentapi.NetworkState
 	volumes    map[string]bool
 	events     chan agent.Event
+	fenced     map[cluster.ID]bool
+	lease      time.Time // until when fenced tasks may run
 }
 
 // container is a simulated container.
@@ -47,7 +49,7 @@ type container struct {
 func newBox() *box {
 	return &box{
 		containers: make(map[cluster.ID]*container), attached: make(map[cluster.ID]netip.Addr),
-		volumes: make(map[string]bool), events: make(chan agent.Event, 64),
+		volumes: make(map[string]bool), fenced: make(map[cluster.ID]bool), events: make(chan agent.Event, 64),
 	}
 }
 
@@ -57,6 +59,7 @@ func (b *box) powerOff() {
 	defer b.mu.Unlock()
 	clear(b.containers)
 	clear(b.attached)
+	clear(b.fenced)
 	b.network = agentapi.NetworkState{}
 }
 
@@ -108,11 +111,14 @@ func sleep(ctx context.Context, d time.Duration) error {
 var _ agent.Executor = (*box)(nil)
 
 // Observe implements agent.Executor.
-func (b *box) Observe(context.Context) ([]agent.Observed, error) {
+func (b *box) Observe(_ context.Context, of ...cluster.ID) ([]agent.Observed, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var out []agent.Observed
 	for _, c := range b.containers {
+		if len(of) > 0 && !slices.Contains(of, c.task) {
+			continue
+		}
 		out = append(out, agent.Observed{Task: c.task, State: c.state, PID: 1, Started: c.started, Exit: c.exit})
 	}
 	return out, nil

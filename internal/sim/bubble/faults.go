@@ -196,7 +196,7 @@ func (w *World) pretend(number uint64, say func(agentapi.Update) []agentapi.Repo
 		if err != nil {
 			return
 		}
-		h := &agentapi.Hello{Node: m.id, Name: m.name, Session: number, Description: cluster.NodeDescription{Hostname: m.name, Version: "sim", CPU: 8000, Memory: 16 << 30, Listen: m.address()}}
+		h := &agentapi.Hello{Node: m.id, Name: m.name, Session: number, Description: cluster.NodeDescription{Hostname: m.name, Version: "sim", Level: cluster.LevelNewest(), CPU: 8000, Memory: 16 << 30, Listen: m.address()}}
 		if s.Send(agentapi.FromAgent{Hello: h}) != nil {
 			return
 		}

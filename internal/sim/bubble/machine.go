@@ -68,7 +68,9 @@ func (m *machine) enter(ctx context.Context, through *machine) error {
 	for try := 0; ; try++ {
 		reply, err := uplink.Joining{
 			Network: m.w.net.Host(m.name), Token: token, Address: through.address(), Credentials: m.creds,
-			Request: agentapi.JoinRequest{Nonce: append([]byte("nonce of the machine "), m.id[:]...), Node: m.id, Name: m.name, Listen: m.address()},
+			Request: agentapi.JoinRequest{
+				Nonce: append([]byte("nonce of the machine "), m.id[:]...), Node: m.id, Name: m.name, Listen: m.address(), Level: cluster.LevelNewest(),
+			},
 		}.Join(ctx)
 		if err != nil {
 			if try == 10 || !uplink.Passing(err) {
@@ -133,10 +135,10 @@ func (m *machine) runAgent(ctx context.Context, net transport.Network) {
 		Services: func() agentapi.NodeServices { return boxServices{m.box} }, Logger: m.w.log.With("node", m.name),
 	})
 	a := agent.New(agent.Config{
-		Node: m.id, Name: m.name, Executor: m.box, Network: boxNet{m.box}, Volumes: boxVolumes{m.box}, Files: boxFiles{}, Logs: boxLogs{}, Record: m.record,
+		Node: m.id, Name: m.name, Executor: m.box, Network: boxNet{m.box}, Volumes: boxVolumes{m.box}, Files: boxFiles{}, Logs: boxLogs{}, Record: m.record, Fence: boxFence{m.box},
 		Connector: uplink.Beating{Inner: first{m, up}, Membership: m.learn},
 		Describe: func(context.Context) cluster.NodeDescription {
-			return cluster.NodeDescription{Hostname: m.name, OS: "linux", Arch: "amd64", CPU: 8000, Memory: 16 << 30, Version: "sim", Listen: m.address()}
+			return cluster.NodeDescription{Hostname: m.name, OS: "linux", Arch: "amd64", CPU: 8000, Memory: 16 << 30, Version: "sim", Level: cluster.LevelNewest(), Listen: m.address()}
 		},
 		Log: m.w.log.With("node", m.name, "part", "agent"),
 	})

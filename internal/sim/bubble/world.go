@@ -254,6 +254,9 @@ func (w *World) deploy(ctx context.Context, name string) {
 			v.Replicas = 1
 			v.Mounts = []spec.Mount{{Kind: spec.MountVolume, Source: "data", Target: "/data"}}
 			s.Volumes = []spec.Volume{{Name: "data", SingleWriter: true}}
+			if w.rng.IntN(2) == 0 {
+				s.Volumes[0].OnLoss = spec.LossRecreate
+			}
 		}
 		s.Services = append(s.Services, v)
 	}

@@ -17,6 +17,8 @@ type JoinRequest struct {
 	Listen string     `json:"listen"` // where the node's port is reached
 	CSR    []byte     `json:"csr"`
 	Hosts  []string   `json:"hosts,omitempty"`
+	// Level is the highest feature level that the machine's baton knows.
+	Level cluster.Level `json:"level,omitempty"`
 }
 
 // JoinReply makes a machine a member.

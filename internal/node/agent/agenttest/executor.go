@@ -10,6 +10,7 @@ package agenttest
 
 import (
 	"errors"
+	"reflect"
 	"testing"
 	"time"
 
@@ -53,6 +54,22 @@ func Executor(t *testing.T, env ExecutorEnv) {
 
 // see observes one task; nil: it is not there.
 func (env ExecutorEnv) see(t *testing.T, id cluster.ID) *agent.Observed {
+	t.Helper()
+	list, err := env.Executor.Observe(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(list) == 0 {
+		return nil
+	}
+	if len(list) > 1 || list[0].Task != id {
+		t.Fatalf("asked for task %s, %+v is observed", id, list)
+	}
+	return &list[0]
+}
+
+// among observes all tasks, and picks one; nil: it is not there.
+func (env ExecutorEnv) among(t *testing.T, id cluster.ID) *agent.Observed {
 	t.Helper()
 	list, err := env.Executor.Observe(t.Context())
 	if err != nil {
@@ -110,6 +127,9 @@ func startsOnce(t *testing.T, env ExecutorEnv) {
 	if again := env.see(t, c.Task.ID); first == nil || again == nil || again.PID != first.PID || !again.Started.Equal(first.Started) {
 		t.Errorf("observed %+v, then %+v", first, again)
 	}
+	if all := env.among(t, c.Task.ID); !reflect.DeepEqual(all, first) {
+		t.Errorf("among all tasks %+v is observed, alone %+v", all, first)
+	}
 	if err := env.Executor.Stop(t.Context(), c.Task.ID, grace); err != nil {
 		t.Fatal("stop: ", err)
 	}
@@ -127,6 +147,9 @@ func staysEnded(t *testing.T, env ExecutorEnv) {
 	first := env.see(t, c.Task.ID)
 	if first.Exit == nil || first.Exit.Code != 3 || first.Exit.Unknown || first.Exit.OOM || first.Exit.Signal != "" {
 		t.Errorf("ended with %+v, want code 3", first.Exit)
+	}
+	if all := env.among(t, c.Task.ID); !reflect.DeepEqual(all, first) {
+		t.Errorf("among all tasks %+v is observed, alone %+v", all, first)
 	}
 	env.start(t, c)
 	if o := env.see(t, c.Task.ID); o == nil || o.State != agent.ContainerExited || !o.Started.Equal(first.Started) {
@@ -147,6 +170,9 @@ func goes(t *testing.T, env ExecutorEnv) {
 	})
 	for range 2 {
 		env.remove(t, c.Task.ID)
+	}
+	if one, all := env.see(t, c.Task.ID), env.among(t, c.Task.ID); one != nil || all != nil {
+		t.Errorf("a removed task is observed: alone %+v, among all %+v", one, all)
 	}
 }
 
