@@ -32,6 +32,9 @@ const (
 	eventBytes = 1500
 )
 
+// While six tasks are replaced a service has one to twelve endpoints: a chain for each number, by address and by port.
+const drawChainsMax = 2 * 12
+
 // soakFile redeploys everything that a release may have: the environment, a config of the stack's own, and the newest version of a secret.
 const soakFile = `name: soak
 services:
@@ -67,7 +70,7 @@ func TestSoak(t *testing.T) {
 	for _, task := range m1.live("asks") {
 		asks[task.ID.String()] = true
 	}
-	begin := time.Now()
+	begin, last := time.Now(), 0
 	var early soakState
 	for i := 1; i <= rounds; i++ {
 		c.redeploy(i)
@@ -76,7 +79,8 @@ func TestSoak(t *testing.T) {
 		}
 		if i%(max(rounds, 20)/5) == 0 {
 			c.allAnswer(i)
-			t.Logf("%d redeploys, %.1f s each", i, time.Since(begin).Seconds()/float64(i))
+			t.Logf("%d redeploys, the last %d in %.1f s each", i, i-last, time.Since(begin).Seconds()/float64(i-last))
+			begin, last = time.Now(), i
 		}
 	}
 	c.allAnswer(rounds)
@@ -177,6 +181,11 @@ func (c *machines) same(early soakState) {
 		c.t.Logf("%s early: %v; %v", m.name, early.each[m.name], early.use[m.name])
 		c.t.Logf("%s late:  %v; %v", m.name, late.each[m.name], late.use[m.name])
 		c.knownLogs(m)
+	}
+	for name, f := range late.each {
+		if f["draw nft chains"] > drawChainsMax {
+			c.t.Errorf("%s has %d chains that draw an endpoint, want at most %d", name, f["draw nft chains"], drawChainsMax)
+		}
 	}
 	c.t.Logf("stored early: %v; late: %v", early.stored, late.stored)
 	if late.sum["shims"] > late.sum["containers"] {
