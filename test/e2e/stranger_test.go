@@ -36,6 +36,7 @@ func TestStrangersGetNothingButARefusal(t *testing.T) {
 	line := strings.TrimSpace(m1.baton("token", "ls", "worker", "-q"))
 	short := strings.TrimSpace(m1.baton("token", "create", "worker", "--ttl", "1m", "-q"))
 	m1.baton("token", "rotate", "worker")
+	expiring, made := strings.TrimSpace(m1.baton("token", "create", "worker", "--ttl", tokenLife.String(), "-q")), time.Now()
 	if now := strings.TrimSpace(m1.baton("token", "ls", "worker", "-q")); now == line {
 		t.Error("the token is the same after its rotation")
 	}
@@ -66,9 +67,27 @@ func TestStrangersGetNothingButARefusal(t *testing.T) {
 	t.Run("images", func(t *testing.T) { c.imagesForMembers(m1, w1, w2, other) })
 	t.Run("remote users", func(t *testing.T) { c.remoteUsers(m1, w1) })
 	t.Run("removed node", func(t *testing.T) { c.removed(m1, w1, w2) })
+	t.Run("expired", func(t *testing.T) { c.expired(expiring, made) }) // last, so that most of the wait has passed
 }
 
-// takenName joins with a good token under a name that another node has. Expiry is tested with a clock, in package identity.
+// tokenLife is the shortest that a join token may have.
+const tokenLife = time.Minute
+
+// expired joins with a token that was good until a moment ago.
+func (c *machines) expired(line string, made time.Time) {
+	eventually(c.t, tokenLife+10*time.Second, "the token's time is over", func() error {
+		if left := tokenLife + time.Second - time.Since(made); left > 0 {
+			return fmt.Errorf("it has %s left", left)
+		}
+		return nil
+	})
+	r := c.stranger(line, nil, "join", "-", "--data-dir", filepath.Join(c.t.TempDir(), "d"), "--name", "x")
+	if r.code == 0 || !strings.Contains(r.stderr, "not valid any more") || strings.Contains(r.stderr, strings.Split(line, "@")[0]) {
+		c.t.Errorf("exit %d, want a refusal without the token:\n%s", r.code, r.stderr)
+	}
+}
+
+// takenName joins with a good token under a name that another node has: it fails for the name only.
 func (c *machines) takenName(m1 *machine) {
 	token := strings.TrimSpace(m1.baton("token", "create", "worker", "--ttl", "1m", "-q"))
 	dir := filepath.Join(c.t.TempDir(), "d")
