@@ -87,7 +87,7 @@ func New(cfg Config) (*Client, error) {
 	if c.agent == "" {
 		c.agent = "baton-client"
 	}
-	u, err := url.Parse(cfg.Address)
+	u, hosts, err := parseAddress(cfg.Address)
 	if err != nil {
 		return nil, badAddress(cfg.Address, "it cannot be read")
 	}
@@ -108,11 +108,11 @@ func New(cfg Config) (*Client, error) {
 		if u.Host == "" || u.Path != "" && u.Path != "/" || u.RawQuery != "" {
 			return nil, badAddress(cfg.Address, "it must be scheme, host and port only")
 		}
-		if strings.Contains(u.Host, ",") {
+		if len(hosts) > 1 {
 			if u.Scheme == "http" {
 				return nil, badAddress(cfg.Address, "several managers are reached by https:// only")
 			}
-			transport.DialContext = anyOf(dialer, strings.Split(u.Host, ","))
+			transport.DialContext = anyOf(dialer, hosts)
 			u.Host = managerName
 		}
 		if u.Scheme == "http" && !loopback(u.Hostname()) {
@@ -134,6 +134,30 @@ func New(cfg Config) (*Client, error) {
 	upgrade.Protocols.SetHTTP1(true)
 	c.http, c.upgrade = &http.Client{Transport: transport}, &http.Client{Transport: upgrade}
 	return c, nil
+}
+
+// parseAddress reads an address that may name several hosts. Each is read on its own: a URL has one, and net/url refuses what looks like
+// several ports.
+func parseAddress(address string) (first *url.URL, hosts []string, err error) {
+	scheme, rest, ok := strings.Cut(address, "://")
+	if !ok || !strings.Contains(rest, ",") || scheme == "unix" {
+		first, err = url.Parse(address)
+		return first, nil, err
+	}
+	for host := range strings.SplitSeq(rest, ",") {
+		u, err := url.Parse(scheme + "://" + host)
+		if err != nil {
+			return nil, nil, err
+		}
+		if u.Port() == "" || u.Hostname() == "" || u.Path != "" || u.RawQuery != "" || u.User != nil {
+			return nil, nil, fmt.Errorf("%q is not host and port", host)
+		}
+		if first == nil {
+			first = u
+		}
+		hosts = append(hosts, u.Host)
+	}
+	return first, hosts, nil
 }
 
 // anyOf dials the first of several managers that answers, beginning with the one that did last.

@@ -21,6 +21,8 @@ func TestAddresses(t *testing.T) {
 		"unix:///run/baton/baton.sock": true, "https://n1:7701": true, "http://127.0.0.1:7701": true, "http://localhost:1": true, "http://[::1]:1": true,
 		"http://10.0.0.1:7701": false, "http://localhost.example.org": false, "unix://run/baton.sock": false, "n1:7701": false, "": false, "https://": false,
 		"https://n1/path": false, "tcp://n1:1": false,
+		"https://n1:7701,n2:7701,10.0.0.3:7701": true, "https://[fd00::1]:7701,[fd00::2]:7701": true, "https://n1:7701,": false,
+		"https://n1:7701,n2": false, "https://n1:7701,n2:7701/path": false, "http://127.0.0.1:1,127.0.0.1:2": false,
 	} {
 		_, err := New(Config{Address: addr})
 		var e *api.Error

@@ -87,11 +87,13 @@ const (
 
 // Check is one thing that the doctor looked at.
 type Check struct {
-	Name    string      `json:"name" doc:"what was looked at: quorum, clock, disk, ports, mesh, certificate, kernel, connections, version"`
+	Name    string      `json:"name" doc:"what was looked at: quorum, clock, disk, ports, mesh, certificate, kernel, connections, process, version"`
 	Node    string      `json:"node,omitempty" doc:"name of the node; empty: the cluster as a whole"`
 	Result  CheckResult `json:"result" enum:"ok,warn,fail"`
 	Message string      `json:"message"`
 	Mend    string      `json:"mend,omitempty" doc:"what to do about it"`
+	// Values are the numbers behind the message, by name, where there are some worth following over time.
+	Values map[string]uint64 `json:"values,omitempty" doc:"the numbers behind the message, by name"`
 }
 
 // LockRequest locks the sealing key on every manager's disk, or takes the lock off.

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -29,9 +30,11 @@ type request struct {
 	Workers   int
 	Count     int
 	Pause     time.Duration
+	Least     int // how many are made at least, when the end is told before
 	KeepAlive bool
 	DNS       bool          // ask 127.0.0.11, as a container does
 	Timeout   time.Duration // of one request; default 15 s
+	Want      []string      // what an answer must contain; it is not kept then
 	Serve     string        // answer HTTP on this address instead, until standard input closes
 }
 
@@ -94,10 +97,15 @@ func (r request) run(ctx context.Context) tally {
 		left--
 		return r.Count == 0 || left >= 0
 	}
+	least := func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return total.Requests < r.Least
+	}
 	client := r.client()
 	for range max(r.Workers, 1) {
 		wg.Go(func() {
-			for ctx.Err() == nil && take() {
+			for (ctx.Err() == nil || least()) && take() {
 				begun := time.Now()
 				body, err := r.send(client)
 				mu.Lock()
@@ -179,6 +187,14 @@ func (r request) send(c *http.Client) (string, error) {
 	}
 	if resp.StatusCode/100 != 2 {
 		return "", fmt.Errorf("status %d: %s", resp.StatusCode, body)
+	}
+	if len(r.Want) > 0 {
+		for _, want := range r.Want {
+			if !bytes.Contains(body, []byte(want)) {
+				return "", fmt.Errorf("the answer lacks %q: %s", want, came.String())
+			}
+		}
+		return strings.Join(r.Want, ", "), nil
 	}
 	var lines []string
 	for line := range strings.SplitSeq(strings.TrimSpace(string(body)), "\n") {

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -40,7 +41,7 @@ type machine struct {
 	socket  string
 	ns      string // path of the node's namespace
 	outside string
-	program string // the build of baton that its server runs; empty: bin/baton
+	binary  string // another build than that under test; empty: bin/baton
 	server  *exec.Cmd
 	exited  chan error
 }
@@ -234,11 +235,7 @@ func (m *machine) launch() {
 	if m.join != "" {
 		verb = "join"
 	}
-	program := binary
-	if m.program != "" {
-		program = m.program
-	}
-	cmd := exec.Command(program, verb, "--data-dir", m.data, "--name", m.name, "--log-level", "debug")
+	cmd := exec.Command(cmp.Or(m.binary, binary), verb, "--data-dir", m.data, "--name", m.name, "--log-level", "debug")
 	cmd.Env = append(os.Environ(), "BATON_JOIN="+m.join)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

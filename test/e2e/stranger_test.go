@@ -68,7 +68,30 @@ func TestStrangersGetNothingButARefusal(t *testing.T) {
 	t.Run("removed node", func(t *testing.T) { c.removed(m1, w1, w2) })
 }
 
-// takenName joins with a good token under a name that another node has. Expiry is tested with a clock, in package identity.
+// tokenLife is the shortest that a join token may have. A test that takes longer makes one first and calls expired at its end.
+const tokenLife = time.Minute
+
+func (m *machine) expiringToken() string {
+	m.t.Helper()
+	return strings.TrimSpace(m.baton("token", "create", "worker", "--ttl", tokenLife.String(), "-q"))
+}
+
+// expired joins with a token that was good until tokenLife after it was made.
+func (c *machines) expired(line string, made time.Time) {
+	c.t.Helper()
+	eventually(c.t, tokenLife+10*time.Second, "the token's time is over", func() error {
+		if left := tokenLife + time.Second - time.Since(made); left > 0 {
+			return fmt.Errorf("it has %s left", left)
+		}
+		return nil
+	})
+	r := c.stranger(line, nil, "join", "-", "--data-dir", filepath.Join(c.t.TempDir(), "d"), "--name", "x")
+	if r.code == 0 || !strings.Contains(r.stderr, "the join token has expired") || strings.Contains(r.stderr, strings.Split(line, "@")[0]) {
+		c.t.Errorf("a token that has expired: exit %d, want a refusal without the token:\n%s", r.code, r.stderr)
+	}
+}
+
+// takenName joins with a good token under a name that another node has: it fails for the name only.
 func (c *machines) takenName(m1 *machine) {
 	token := strings.TrimSpace(m1.baton("token", "create", "worker", "--ttl", "1m", "-q"))
 	dir := filepath.Join(c.t.TempDir(), "d")

@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"path/filepath"
 	"slices"
@@ -78,12 +79,16 @@ func (c *machines) blackhole(m *machine, on bool, others ...*machine) {
 func (c *machines) settled(m *machine, stack string, limit time.Duration) {
 	c.t.Helper()
 	eventually(c.t, limit, "the stack is as wanted and all nodes are there", func() error {
-		for _, n := range decode[[]api.Node](c.t, m.baton("node", "ls", "-o", "json")) {
+		r := m.try("node", "ls", "-o", "json") // m itself may be one that was just started again
+		if r.code != 0 {
+			return errors.New(r.stderr)
+		}
+		for _, n := range decode[[]api.Node](c.t, r.stdout) {
 			if n.State != cluster.NodeReady {
 				return fmt.Errorf("node %s is %s", n.Name, n.State)
 			}
 		}
-		r := m.try("status", "-s", stack)
+		r = m.try("status", "-s", stack)
 		if r.code != 0 {
 			return errors.New(r.stdout + r.stderr)
 		}
@@ -110,8 +115,8 @@ type change struct {
 	do   func()
 }
 
-// plannedChanges are what a cluster must take without a failed request. Clients ask the machine m3.
-func (c *machines) plannedChanges() []change {
+// plannedChanges are what a cluster must take without a failed request; build is another build of baton.
+func (c *machines) plannedChanges(build string) []change {
 	m1 := c.list[0]
 	return []change{
 		{"drain a worker", func() {
@@ -138,50 +143,55 @@ func (c *machines) plannedChanges() []change {
 		}},
 		{"rotate the authority", func() { m1.baton("cluster", "ca", "rotate") }},
 		{"rotate the mesh keys", func() { m1.baton("cluster", "mesh", "rotate") }},
-		{"restart each baton in turn", func() {
+		{"restart each with a new build", func() {
 			for _, m := range c.list {
-				m.stop()
-				m.launch()
-				m.awaitReady()
-				c.ready(5)
+				c.upgrade(m, build)
 			}
 		}},
-		{"roll out", func() { m1.baton("restart", "web") }},
+		{"roll out", func() {
+			m1.baton("restart", "frontend")
+			m1.baton("restart", "backend")
+		}},
 	}
 }
 
-// Every planned change goes by without a failed request, from outside and from inside.
+// Every planned change goes by without a failed request of the shop: neither of its pages, asked for on several nodes' published
+// ports, nor of its API by service name from inside.
 func TestPlannedChangesFailNoRequest(t *testing.T) {
 	c := newCluster(t, 3, 2)
 	m1 := c.list[0]
-	c.loadAll("web-v1")
-	m1.baton("node", "label", "m1", "place=inside")
-	file := m1.write("compose.yaml", spreadWeb)
-	m1.baton("up", "-f", file, "-s", "web", "-y")
+	build := buildAs(t, cluster.LevelNewest())
+	c.shop(c.by("w2"))
 	inside := m1.live("inside")[0]
-	nodes := make(map[string]bool)
-	for _, task := range m1.live("web") {
-		nodes[task.NodeName] = true
-	}
-	if len(nodes) != 5 {
-		t.Fatalf("5 replicas are on %d nodes, want one on each:\n%s", len(nodes), m1.baton("ps"))
-	}
-	for _, change := range c.plannedChanges() {
-		outside := startLoad(t, c.hub, request{URL: "http://" + c.by("m3").ip + ":8080/", Workers: 3, Pause: 5 * time.Millisecond})
-		name := startLoad(t, m1.netns(inside.ID), request{URL: "http://web:8080/", Workers: 3, Pause: 5 * time.Millisecond, DNS: true})
+	ns := c.by("w2").netns(inside.ID)
+	for _, change := range c.plannedChanges(build) {
+		before := c.hits(ns)
+		loads := map[string]*load{
+			"page on m3":   startLoad(t, c.hub, page(c.by("m3"))),
+			"page on w1":   startLoad(t, c.hub, page(c.by("w1"))),
+			"api products": startLoad(t, ns, products()),
+			"api hits":     startLoad(t, ns, request{Method: "POST", URL: "http://backend:8080/api/hits", Pause: 10 * time.Millisecond, Least: 20, DNS: true, Want: []string{`"hits":`}}),
+		}
 		begin := time.Now()
 		change.do()
 		took := time.Since(begin)
-		c.settled(m1, "web", time.Minute)
-		for where, l := range map[string]*load{"published port": outside, "service name": name} {
-			got := l.end()
-			t.Logf("%-28s %6.1f s  %-15s %6d requests, %d failed", change.name, took.Seconds(), where, got.Requests, got.Failures)
+		c.settled(m1, "shop", time.Minute)
+		counted := 0
+		for _, where := range slices.Sorted(maps.Keys(loads)) {
+			got := loads[where].end()
+			t.Logf("%-30s %6.1f s  %-12s %6d requests, %d failed", change.name, took.Seconds(), where, got.Requests, got.Failures)
 			if got.Failures > 0 {
 				t.Errorf("%s: %s: %d of %d requests failed: %v", change.name, where, got.Failures, got.Requests, got.Errors)
 			}
-			if got.Requests < 10 {
+			if got.Requests < 20 {
 				t.Errorf("%s: %s: only %d requests: no load", change.name, where, got.Requests)
 			}
+			if where != "api products" {
+				counted += got.Requests - got.Failures
+			}
+		}
+		if more := c.hits(ns) - before; more < counted {
+			t.Errorf("%s: Redis counted %d requests of %d that were answered", change.name, more, counted)
 		}
 	}
 	if now := m1.live("inside"); len(now) != 1 || now[0].ID != inside.ID {
@@ -243,50 +253,75 @@ func (c *machines) faults() []fault {
 	}
 }
 
-// What nobody planned fails only what is on its way to the lost node, and what comes within the time until that is noticed.
+// What nobody planned fails only what is on its way to the lost node, and what comes within the time until that is noticed: for the
+// shop's pages from outside, and for its API from inside.
 func TestUnplannedLossIsShort(t *testing.T) {
 	c := newCluster(t, 3, 2)
-	m1 := c.list[0]
-	c.loadAll("web-v1")
-	m1.baton("node", "label", "m1", "place=inside")
-	m1.baton("up", "-f", m1.write("compose.yaml", spreadWeb), "-s", "web", "-y")
+	m1, w2 := c.list[0], c.by("w2")
+	c.shop(w2)
+	inside := w2.netns(m1.live("inside")[0].ID)
+	token, made := m1.expiringToken(), time.Now()
 	for _, f := range c.faults() {
-		c.spread()
+		c.spread("frontend", "backend")
 		begin := time.Now()
 		spare, undo := f.do()
-		load := startLoad(t, c.hub, request{URL: "http://" + spare.ip + ":8080/", Workers: 8, Pause: 10 * time.Millisecond, Timeout: 2 * time.Second})
+		outside := page(spare)
+		outside.Workers, outside.Timeout = 6, 2*time.Second
+		api := products()
+		api.Workers, api.Timeout = 4, 2*time.Second
+		loads := map[string]*load{"page": startLoad(t, c.hub, outside), "api products": startLoad(t, inside, api)}
 		asked := spare
 		if !slices.Contains(c.list[:3], spare) {
 			asked = m1
 		}
 		c.replaced(asked, f.name)
-		got := load.end()
+		got := make(map[string]tally)
+		for what, l := range loads {
+			got[what] = l.end()
+		}
 		undo()
 		healed := time.Now()
-		c.settled(m1, "web", time.Minute)
-		var window time.Duration
-		if got.Failures > 0 {
-			window = got.Last.Sub(begin)
+		c.settled(m1, "shop", time.Minute)
+		whole := time.Since(healed)
+		for _, what := range slices.Sorted(maps.Keys(got)) {
+			f.judge(t, what, got[what], begin)
 		}
-		t.Logf("%-36s %5d requests, %3d failed within %4.1f s; as wanted again %4.1f s after its end",
-			f.name, got.Requests, got.Failures, window.Seconds(), time.Since(healed).Seconds())
-		if window > f.limit {
-			t.Errorf("%s: a request that began %s after it failed, want none after %s: %v", f.name, window, f.limit, got.Errors)
-		}
-		if got.Requests < 50 {
-			t.Errorf("%s: only %d requests: no load", f.name, got.Requests)
-		}
+		t.Logf("%-36s as wanted again %4.1f s after its end", f.name, whole.Seconds())
+	}
+	c.expired(token, made) // its time is over by now
+}
+
+// judge says what a fault that began then cost.
+func (f fault) judge(t *testing.T, what string, got tally, begin time.Time) {
+	t.Helper()
+	var window time.Duration
+	if got.Failures > 0 {
+		window = got.Last.Sub(begin)
+	}
+	t.Logf("%-36s %-12s %5d requests, %3d failed within %4.1f s", f.name, what, got.Requests, got.Failures, window.Seconds())
+	if window > f.limit {
+		t.Errorf("%s: %s: a request that began %s after it failed, want none after %s: %v", f.name, what, window, f.limit, got.Errors)
+	}
+	if got.Requests < 50 {
+		t.Errorf("%s: %s: only %d requests: no load", f.name, what, got.Requests)
 	}
 }
 
-// spread gives web tasks on most machines again, w1 among them: a node that was lost has none when it is back.
-func (c *machines) spread() {
+// spread gives tasks of services on most machines again, w1 among them: a node that was lost has none when it is back.
+func (c *machines) spread(services ...string) {
 	c.t.Helper()
 	m1 := c.list[0]
-	m1.baton("scale", "web=1")
-	m1.baton("scale", "web=5")
-	if len(m1.on("web", "w1")) == 0 {
-		c.t.Fatalf("web has no task on w1:\n%s", m1.baton("ps", "web"))
+	for _, n := range []string{"=1", "=5"} {
+		args := []string{"scale"}
+		for _, s := range services {
+			args = append(args, s+n)
+		}
+		m1.baton(args...)
+	}
+	for _, s := range services {
+		if len(m1.on(s, "w1")) == 0 {
+			c.t.Fatalf("%s has no task on w1:\n%s", s, m1.baton("ps", s))
+		}
 	}
 }
 
@@ -307,7 +342,7 @@ func TestVanishedMachineIsReplacedInTime(t *testing.T) {
 	m1.baton("up", "-f", m1.write("compose.yaml", spreadWeb), "-s", "web", "-y")
 	var took []time.Duration
 	for range rounds {
-		c.spread()
+		c.spread("web")
 		begin := time.Now()
 		c.cut(w1, true)
 		eventually(t, 30*time.Second, "all tasks are ready on the other machines", func() error {
@@ -375,22 +410,21 @@ func (c *machines) other(list []*machine, m *machine) *machine {
 	return nil
 }
 
-// replaced waits until all replicas of web that are wanted are ready, as the manager on m sees it, after a fault has had the
-// time to show.
+// replaced waits until all replicas that are wanted are ready, as the manager on m sees it, after a fault has had the time to show.
 func (c *machines) replaced(m *machine, fault string) {
 	c.t.Helper()
 	begin := time.Now()
-	eventually(c.t, 40*time.Second, fault+": web is whole again", func() error {
+	eventually(c.t, 40*time.Second, fault+": all services are whole again", func() error {
 		if time.Since(begin) < showsAfter {
 			return errors.New("the fault may not have shown yet")
 		}
-		r := m.try("ls", "-s", "web", "-o", "json")
+		r := m.try("ls", "-o", "json")
 		if r.code != 0 {
 			return errors.New(r.stderr)
 		}
 		for _, s := range decode[[]api.Service](c.t, r.stdout) {
-			if s.Name == "web" && s.Status.Ready < 5 {
-				return fmt.Errorf("%d of 5 are ready", s.Status.Ready)
+			if s.Status.Ready < s.Status.Desired || s.Status.Desired == 0 {
+				return fmt.Errorf("%s: %d of %d are ready", s.Name, s.Status.Ready, s.Status.Desired)
 			}
 		}
 		return nil

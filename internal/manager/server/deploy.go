@@ -303,8 +303,8 @@ func (s *Server) write(p *prepared, m materials, isNew bool, now time.Time) {
 	if p.txn.Empty() {
 		return
 	}
-	// The shared materials must still be there when this is applied, or a revision would point at nothing.
-	for _, o := range m.shared {
+	// The materials found must still be there when this is applied, or a revision would point at nothing.
+	for _, o := range m.found {
 		p.txn.Check(o)
 	}
 	what := "updated"

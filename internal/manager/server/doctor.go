@@ -25,6 +25,7 @@ const (
 	freeWarn, freeFail = 5 << 30, 1 << 30 // bytes
 	certWarn, certFail = 21 * 24 * time.Hour, 2 * 24 * time.Hour
 	connsWarnPercent   = 80
+	filesWarnPercent   = 80
 
 	// diagnoseMax is how long one node may take, diagnosesMax how many are asked at once.
 	diagnoseMax  = 10 * time.Second
@@ -160,6 +161,7 @@ func (p patient) checks() []api.Check {
 		out = append(out, reach(e)...)
 		out = append(out, p.certificate(e))
 		out = append(out, p.kernel(e)...)
+		out = append(out, processOf(e)...)
 	}
 	out = append(out, p.versions())
 	all := make([]api.Check, 0, len(out))
@@ -344,6 +346,22 @@ func (p patient) kernel(e examined) []finding {
 	}
 	return out
 }
+
+// processOf judges what a node's baton uses, and tells the numbers, which somebody who looks for a leak compares over time.
+func processOf(e examined) []finding {
+	p := e.diagnosis.Process
+	if p.Goroutines == 0 {
+		return nil // an older baton does not tell
+	}
+	full := p.FilesMax > 0 && p.Files*100 >= p.FilesMax*filesWarnPercent
+	said := fmt.Sprintf("baton has %d goroutines, %.1f MiB of live heap, %.1f MiB resident, %d open files", p.Goroutines, mebibytes(p.Heap), mebibytes(p.Resident), p.Files)
+	f := check("process", e.node.Name, grade(full, false), said).
+		mend("raise the limit of open files (%d) with LimitNOFILE= of the service: without any left, baton can start nothing", p.FilesMax)
+	f.Values = map[string]uint64{"goroutines": p.Goroutines, "heapBytes": p.Heap, "residentBytes": p.Resident, "files": p.Files, "filesMax": p.FilesMax}
+	return []finding{f}
+}
+
+func mebibytes(n uint64) float64 { return float64(n) / (1 << 20) }
 
 // versions compares the programs of the nodes.
 func (p patient) versions() finding {

@@ -23,7 +23,8 @@ func wellPatient() *patient {
 			p.voters = append(p.voters, n.ID.String())
 		}
 		p.nodes = append(p.nodes, examined{node: n, connected: true, diagnosis: agentapi.Diagnosis{
-			Sync: time.Millisecond, DiskFree: 50 << 30, DiskSize: 100 << 30, ConnsUsed: 10, ConnsMax: 1000,
+			Process: agentapi.Process{Goroutines: 100, Heap: 10 << 20, Resident: 50 << 20, Files: 60, FilesMax: 1024},
+			Sync:    time.Millisecond, DiskFree: 50 << 30, DiskSize: 100 << 30, ConnsUsed: 10, ConnsMax: 1000,
 			Features: []agentapi.Feature{{Name: "nftables"}, {Name: "wireguard", Missing: "no", Optional: true, Instead: "in process"}},
 			Tried:    []agentapi.Tried{{Way: agentapi.Way{Name: wayPort + "m1"}, Open: true}, {Way: agentapi.Way{Name: wayMesh + "m1"}, Refused: true}},
 		}})
@@ -75,6 +76,8 @@ var plantedFaults = map[string]plantedFault{
 		p.nodes[3].diagnosis.Features = []agentapi.Feature{{Name: "tun", Missing: "no such device", Mesh: cluster.MeshWireGuard}}
 	}, "", ""},
 	"connections full":       {func(p *patient) { p.nodes[3].diagnosis.ConnsUsed = 850 }, "connections w1 warn", "nf_conntrack_max"},
+	"files run out":          {func(p *patient) { p.nodes[3].diagnosis.Process.Files = 1000 }, "process w1 warn", "LimitNOFILE"},
+	"an older baton":         {func(p *patient) { p.nodes[3].diagnosis.Process = agentapi.Process{} }, "", ""},
 	"versions differ":        {func(p *patient) { p.nodes[3].node.Description.Version = "0.9" }, "version  warn", "0.9 on w1; 1.0 on m1, m2, m3"},
 	"a node is silent":       {func(p *patient) { p.nodes[3].connected, p.nodes[3].node.State = false, cluster.NodeDown }, "connected w1 warn", "node rm w1"},
 	"a node does not answer": {func(p *patient) { p.nodes[3].err = errTest }, "connected w1 fail", "planted"},

@@ -17,8 +17,12 @@ import (
 type materials struct {
 	secrets, configs map[string]cluster.ID
 	fresh            []cluster.Object // new versions
-	shared           []cluster.Object // external ones
+	found            []cluster.Object // those that were there before
 }
+
+// versionsMax is how many versions of a secret or config that was set by hand are kept; older ones stay only while a revision
+// that is kept has them.
+const versionsMax = 10
 
 // materials finds or makes a version for each secret and config of a stack. Content equal to the newest version's makes no new
 // one. st is nil for a new stack; its id is filled in when the release has one.
@@ -35,7 +39,7 @@ func (s *Server) materials(snap store.Snapshot, st *cluster.Stack, want *spec.St
 				name := refOr(x.Ref, x.Name)
 				return m, api.Errorf(api.CodeNotFound, "external secret %q does not exist", name).At("secrets."+x.Name).WithMend("run `baton secret set %s -`", name)
 			}
-			m.secrets[x.Name], m.shared = have.ID, append(m.shared, have)
+			m.secrets[x.Name], m.found = have.ID, append(m.found, have)
 			continue
 		}
 		if len(x.Content) == 0 {
@@ -43,7 +47,7 @@ func (s *Server) materials(snap store.Snapshot, st *cluster.Stack, want *spec.St
 		}
 		have, number := ownVersion(st, x.Name, snap.SecretByName)
 		if have != nil && bytes.Equal(have.Digest, s.cfg.Sealer.Digest(x.Content)) {
-			m.secrets[x.Name] = have.ID
+			m.secrets[x.Name], m.found = have.ID, append(m.found, have)
 			continue
 		}
 		o := &cluster.Secret{Meta: cluster.Meta{ID: newID(), Created: now}, Stack: own, Name: x.Name, Number: number + 1, Size: len(x.Content)}
@@ -69,12 +73,12 @@ func (s *Server) stackConfigs(snap store.Snapshot, st *cluster.Stack, want *spec
 				name := refOr(x.Ref, x.Name)
 				return api.Errorf(api.CodeNotFound, "external config %q does not exist", name).At("configs."+x.Name).WithMend("run `baton cfg set %s FILE`", name)
 			}
-			m.configs[x.Name], m.shared = have.ID, append(m.shared, have)
+			m.configs[x.Name], m.found = have.ID, append(m.found, have)
 			continue
 		}
 		have, number := ownVersion(st, x.Name, snap.ConfigByName)
 		if have != nil && bytes.Equal(have.Digest, s.cfg.Sealer.Digest(x.Content)) {
-			m.configs[x.Name] = have.ID
+			m.configs[x.Name], m.found = have.ID, append(m.found, have)
 			continue
 		}
 		o := &cluster.Config{Meta: cluster.Meta{ID: newID(), Created: now}, Stack: own, Name: x.Name, Number: number + 1, Size: len(x.Content)}
@@ -243,10 +247,31 @@ func (s *Server) setMaterial(ctx context.Context, kind cluster.Kind, name string
 		} else {
 			txn.Put(&cluster.Config{Meta: meta, Name: name, Number: out.Number, Sealed: sealed, Digest: digest, Size: len(content)})
 		}
+		forget(&txn, snap, kind, name, versionsMax-1)
 		s.event(&txn, now, kind.String()+".set", fmt.Sprintf("%s %s has version %d", kind, name, out.Number), func(*cluster.Event) {})
 		return txn, nil
 	}, func(store.Version) { out.Changed = true })
 	return out, err
+}
+
+// forget deletes the versions of a shared secret or config but for the newest and those that a kept revision has. A deployment
+// that is under way takes the newest one only.
+func forget(txn *store.Txn, snap store.Snapshot, kind cluster.Kind, name string, newest int) {
+	var own []material
+	for _, m := range versions(snap, kind) {
+		if m.name == name && m.stack.IsZero() {
+			own = append(own, m)
+		}
+	}
+	if len(own) <= newest {
+		return
+	}
+	keep := references(snap, kind)
+	for _, m := range own[:len(own)-newest] {
+		if keep[m.obj.GetMeta().ID] == "" {
+			txn.Delete(m.obj)
+		}
+	}
 }
 
 func checkMaterial(kind cluster.Kind, name string, content []byte) error {

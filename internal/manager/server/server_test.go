@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -181,6 +182,41 @@ func TestSecretsAreNotShown(t *testing.T) {
 		t.Error("nothing was logged, so that the log was not looked at")
 	}
 	seen("the log", h.logs.String())
+}
+
+// Of what is set by hand the newest versions are kept, and those that a revision has.
+func TestVersionsSetByHandAreBounded(t *testing.T) {
+	h := newHarness(t)
+	set := func(kind string, i int) {
+		t.Helper()
+		if code, body := h.do("PUT", "/v1/"+kind+"/x", api.SetRequest{Content: fmt.Appendf(nil, "content %d", i)}); code != 200 {
+			t.Fatalf("%d %s", code, body)
+		}
+	}
+	for _, kind := range []string{"secrets", "configs"} {
+		set(kind, 1)
+		used := stack("uses-" + kind)
+		ref := []spec.FileRef{{Source: "x", Target: "/x"}}
+		if kind == "secrets" {
+			used.Secrets, used.Services[0].Secrets = []spec.Secret{{Name: "x", External: true}}, ref
+		} else {
+			used.Configs, used.Services[0].Configs = []spec.Config{{Name: "x", External: true}}, ref
+		}
+		if code, body := h.do("PUT", "/v1/stacks/uses-"+kind, api.UpRequest{Stack: used}); code != 200 {
+			t.Fatalf("%d %s", code, body)
+		}
+		for i := range 3 * versionsMax {
+			set(kind, i+2)
+		}
+		_, body := h.do("GET", "/v1/"+kind+"/x", nil)
+		var list []api.Material
+		if err := json.Unmarshal([]byte(body), &list); err != nil {
+			t.Fatal(err)
+		}
+		if len(list) != versionsMax+1 || list[0].Number != 1 || list[1].Number != 2*versionsMax+2 || list[versionsMax].Number != 3*versionsMax+1 {
+			t.Errorf("%s: got %+v, want version 1, which is used, and the newest %d", kind, list, versionsMax)
+		}
+	}
 }
 
 // Every error is a problem document with a code and a message, and nothing is half made.

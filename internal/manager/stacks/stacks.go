@@ -63,6 +63,18 @@ func (v View) Networks(stack cluster.ID) []*cluster.Network {
 	return collect(v.Snap.NetworksByStack(stack))
 }
 
+// Materials implements release.View.
+func (v View) Materials(stack cluster.ID) []cluster.Object {
+	var out []cluster.Object
+	for o := range v.Snap.SecretsByStack(stack) {
+		out = append(out, o)
+	}
+	for o := range v.Snap.ConfigsByStack(stack) {
+		out = append(out, o)
+	}
+	return out
+}
+
 // ExternalNetwork implements release.View. A cluster-wide network name is "<stack>_<network>", or the name of a network
 // of no stack.
 func (v View) ExternalNetwork(name string) *cluster.Network {

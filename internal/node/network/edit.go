@@ -59,10 +59,34 @@ type rules struct {
 	numbers  groupNumbers
 	sets     map[setID]contents
 	chains   map[chainID]bool
+	chainsAt int // with more chains than this, look for those that are idle
 
 	// What the member sets follow from, to see at once that nothing changed; local is nil before the first time.
 	members []agentapi.Member
 	local   []*attachment
+}
+
+// chainsFew is up to how many chains are kept, used or not: services that are updated go back and forth between a few.
+const chainsFew = 64
+
+// idle takes the chains that nothing draws from out of the mirror once there are many. Otherwise a service that was once
+// scaled from one task to a thousand would leave a thousand.
+func (r *rules) idle() (out []chainID) {
+	if len(r.chains) <= max(chainsFew, r.chainsAt) {
+		return nil
+	}
+	used := make(map[chainID]bool)
+	for f, targets := range r.balancer.fronts {
+		used[f.chain(len(targets))] = true
+	}
+	for id := range r.chains {
+		if !used[id] {
+			out = append(out, id)
+			delete(r.chains, id)
+		}
+	}
+	r.chainsAt = 2 * len(r.chains)
+	return out
 }
 
 // follows reports whether the member sets need no change.
@@ -106,7 +130,10 @@ func (n *Network) install(want rulesInput) (moved bool, left map[netip.Addr]bool
 			have.chains[id] = true
 		}
 	}
-	for _, ops := range [][]op{e.now, e.late} {
+	for i, ops := range [][]op{e.now, e.late} {
+		if i > 0 { // nothing names them since the first transaction
+			t.removeDraws(c, have.idle())
+		}
 		if err := t.write(c, ops); err != nil {
 			return false, nil, err
 		}

@@ -81,6 +81,46 @@ func TestBalance(t *testing.T) {
 	}
 }
 
+// Chains for numbers of endpoints that no service has any more do not gather.
+func TestIdleChainsAreRemoved(t *testing.T) {
+	w := newWorld(t)
+	n := w.newNode(214)
+	front := cluster.NewID(nil)
+	client, server := n.attach(100, nil, front), n.attach(10, nil, front)
+	server.serve(80)
+	svc := service("web", n.vip(5), front)
+	svc.Ports = []spec.Port{{Target: 80, Published: 8080, Protocol: "tcp"}}
+	chains := func() int {
+		c, err := n.nftConn()
+		check(t, err)
+		list, err := c.ListChains()
+		check(t, err)
+		return len(list)
+	}
+	n.apply(state([]agentapi.Service{svc}, client, server))
+	before, most := chains(), 0
+	for range 3 * chainsFew {
+		svc.Endpoints = append(svc.Endpoints, server.endpoint())
+		svc.Endpoints[len(svc.Endpoints)-1].Address = netip.AddrFrom4([4]byte{10, 214, 1, byte(len(svc.Endpoints))})
+		n.apply(state([]agentapi.Service{svc}, client, server))
+		most = max(most, chains()-before)
+	}
+	if most > chainsFew+2 {
+		t.Errorf("there were %d chains at once, want at most %d", most, chainsFew+2)
+	}
+	// What was removed is made again when it is needed.
+	svc.Endpoints = []agentapi.Endpoint{server.endpoint()}
+	n.apply(state([]agentapi.Service{svc}, client, server))
+	for what, ask := range map[string]func() error{
+		"service":        func() error { _, _, err := client.ask("tcp", at(n.vip(5), 80)); return err },
+		"published port": func() error { _, _, err := w.fromOutside("tcp", at(hostAddress, 8080)); return err },
+	} {
+		if err := ask(); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
 // wantEvenSpread asks many times, and wants every replica to have answered its share.
 func wantEvenSpread(t *testing.T, what string, replicas, connections int, ask func() (string, error)) {
 	t.Helper()

@@ -153,6 +153,13 @@ func (t *table) addDraw(c *nftables.Conn, id chainID) {
 	t.rules(c, chain, [][]expr.Any{append(pick, nat), verdict(expr.VerdictDrop, "")})
 }
 
+// removeDraws removes chains, with their rules.
+func (t *table) removeDraws(c *nftables.Conn, ids []chainID) {
+	for _, id := range ids {
+		c.DelChain(&nftables.Chain{Name: id.String(), Table: t.nft})
+	}
+}
+
 // input refuses published ports that no task serves, and keeps tasks without a way out from the node.
 func (t *table) input() [][]expr.Any {
 	rules := [][]expr.Any{join(established(), verdict(expr.VerdictAccept, ""))}

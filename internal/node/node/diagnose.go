@@ -3,8 +3,10 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
+	"runtime/metrics"
 	"slices"
 	"sync"
 	"syscall"
@@ -33,6 +35,7 @@ func (n *Node) Diagnose(ctx context.Context, ways []agentapi.Way) (agentapi.Diag
 	work.Go(func() { d.Tried = try(ctx, ways[:min(len(ways), waysMax)]) })
 	d.Features = append(features(), cgroupFeature(cgroups.Mode()))
 	d.ConnsUsed, d.ConnsMax = network.Connections()
+	d.Process = process()
 	var fs unix.Statfs_t
 	err := unix.Statfs(n.cfg.Dir, &fs)
 	if err == nil {
@@ -42,6 +45,27 @@ func (n *Node) Diagnose(ctx context.Context, ways []agentapi.Way) (agentapi.Diag
 	work.Wait()
 	d.Ended = time.Now()
 	return d, err
+}
+
+// process measures this process. What the system does not tell stays zero.
+func process() agentapi.Process {
+	samples := []metrics.Sample{{Name: "/sched/goroutines:goroutines"}, {Name: "/gc/heap/live:bytes"}}
+	metrics.Read(samples)
+	p := agentapi.Process{Goroutines: samples[0].Value.Uint64(), Heap: samples[1].Value.Uint64()}
+	if data, err := os.ReadFile("/proc/self/statm"); err == nil {
+		var size, resident uint64
+		if _, err := fmt.Sscan(string(data), &size, &resident); err == nil {
+			p.Resident = resident * uint64(os.Getpagesize())
+		}
+	}
+	if open, err := os.ReadDir("/proc/self/fd"); err == nil {
+		p.Files = uint64(len(open))
+	}
+	var limit unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) == nil {
+		p.FilesMax = limit.Cur
+	}
+	return p
 }
 
 // syncTime measures how long a small write takes to reach the disk.

@@ -331,7 +331,7 @@ func servicesOf(in ProgressInput, releases []*cluster.Release) []cluster.ID {
 	return slices.Compact(ids)
 }
 
-// trim deletes releases beyond the history, and revisions that nothing refers to any more.
+// trim deletes releases beyond the history, revisions that nothing refers to any more, and what only these had.
 func (p *ProgressPlan) trim(in ProgressInput, releases []*cluster.Release) {
 	good := in.Stack.Good
 	written := make(map[cluster.ID]bool)
@@ -358,11 +358,24 @@ func (p *ProgressPlan) trim(in ProgressInput, releases []*cluster.Release) {
 			used[id] = true
 		}
 	}
+	kept := make(map[cluster.ID]bool) // versions of secrets and configs
 	for _, id := range servicesOf(in, releases) {
 		for _, r := range in.View.Revisions(id) {
 			if !used[r.ID] && !in.View.RevisionInUse(r.ID) {
 				p.Delete = append(p.Delete, r)
+				continue
 			}
+			for _, id := range r.Secrets {
+				kept[id] = true
+			}
+			for _, id := range r.Configs {
+				kept[id] = true
+			}
+		}
+	}
+	for _, o := range in.View.Materials(in.Stack.ID) {
+		if !kept[o.GetMeta().ID] {
+			p.Delete = append(p.Delete, o)
 		}
 	}
 }

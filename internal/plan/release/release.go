@@ -20,6 +20,8 @@ type View interface {
 	Networks(stack cluster.ID) []*cluster.Network
 	// ExternalNetwork finds a network of another stack, or of none, by its cluster-wide name.
 	ExternalNetwork(name string) *cluster.Network
+	// Materials lists the versions of secrets and configs that the stack brought; those set by hand are not among them.
+	Materials(stack cluster.ID) []cluster.Object
 	// Volume finds a volume by its cluster-wide name.
 	Volume(name string) *cluster.Volume
 }
@@ -136,7 +138,7 @@ type Reason struct {
 type ProgressPlan struct {
 	// Put holds changed and, with a rollback, new objects.
 	Put []cluster.Object
-	// Delete holds releases and revisions beyond the history.
+	// Delete holds releases beyond the history, and revisions and versions of secrets and configs that only these had.
 	Delete []cluster.Object
 	Why    []Reason
 }

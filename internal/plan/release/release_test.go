@@ -72,6 +72,17 @@ func (m *memory) Releases(id cluster.ID) []*cluster.Release {
 func (m *memory) Networks(id cluster.ID) []*cluster.Network {
 	return list(m, func(n *cluster.Network) bool { return n.Stack == id })
 }
+func (m *memory) Materials(id cluster.ID) []cluster.Object {
+	return list(m, func(o cluster.Object) bool {
+		switch o := o.(type) {
+		case *cluster.Secret:
+			return o.Stack == id
+		case *cluster.Config:
+			return o.Stack == id
+		}
+		return false
+	})
+}
 func (m *memory) ExternalNetwork(name string) *cluster.Network {
 	return one(m, func(n *cluster.Network) bool { return n.Name == name })
 }
@@ -319,6 +330,41 @@ func TestPauseAndResume(t *testing.T) {
 	m.put(svc)
 	if m.progress(t); m.current().State != cluster.ReleaseDeploying {
 		t.Fatalf("got %+v", m.current())
+	}
+}
+
+// Versions of secrets and configs go with the last release that has them.
+func TestVersionsGoWithTheHistory(t *testing.T) {
+	m := newMemory()
+	want := stack(web("web:1", 1))
+	want.Services[0].Configs = []spec.FileRef{{Source: "conf", Target: "/conf"}}
+	want.Services[0].Secrets = []spec.FileRef{{Source: "key", Target: "/key"}}
+	m.deploy(t, stack(web("web:1", 1)), nil)
+	own := m.Stack("shop").ID
+	for i := range 3 * historyMax {
+		m.deploy(t, want, func(in *DeployInput) {
+			conf := &cluster.Config{Meta: cluster.Meta{ID: m.id()}, Stack: own, Name: "conf", Number: i + 1}
+			key := &cluster.Secret{Meta: cluster.Meta{ID: m.id()}, Stack: own, Name: "key", Number: i + 1}
+			in.Configs, in.Secrets = map[string]cluster.ID{"conf": conf.ID}, map[string]cluster.ID{"key": key.ID}
+			in.New = []cluster.Object{conf, key}
+		})
+		m.roll(cluster.RolloutCompleted, "web")
+		m.progress(t)
+	}
+	for _, o := range m.Materials(own) {
+		if c, ok := o.(*cluster.Config); ok && c.Number <= historyMax {
+			t.Errorf("version %d is kept", c.Number)
+		}
+	}
+	if n := len(m.Materials(own)); n < 2*historyMax || n > 2*(historyMax+2) {
+		t.Errorf("%d versions are kept, want two for each of the %d releases", n, historyMax)
+	}
+	for _, r := range m.Revisions(m.service("web").ID) {
+		for _, id := range r.Configs {
+			if m.objects[id] == nil {
+				t.Errorf("revision %d is kept, its config is not", r.Number)
+			}
+		}
 	}
 }
 

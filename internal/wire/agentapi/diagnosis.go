@@ -44,4 +44,15 @@ type Diagnosis struct {
 	// ConnsUsed and ConnsMax are of the kernel's connection tracking; zero when it tells nothing.
 	ConnsUsed uint64 `json:"connsUsed,omitempty"`
 	ConnsMax  uint64 `json:"connsMax,omitempty"`
+	// Process is the node's baton itself.
+	Process Process `json:"process,omitzero"`
+}
+
+// Process is what a baton process uses of its machine.
+type Process struct {
+	Goroutines uint64 `json:"goroutines"`
+	Heap       uint64 `json:"heap"`     // bytes of objects that were live at the last collection
+	Resident   uint64 `json:"resident"` // bytes of memory that the process has, zero when it is not known
+	Files      uint64 `json:"files"`    // open file descriptors
+	FilesMax   uint64 `json:"filesMax"`
 }
