@@ -48,6 +48,7 @@ func (e *Engine) decideService(id cluster.ID, now time.Time, acked cluster.Versi
 	if err := w.placePending(); err != nil {
 		return d, err
 	}
+	w.hold()
 	w.status(p)
 	w.events(p.Why)
 	return d, nil
@@ -352,6 +353,7 @@ func (w *serviceWriter) settle(t *cluster.Task, rev *cluster.Revision, p schedul
 	}
 	w.decision.created = append(w.decision.created, t)
 	t.Node, t.Observed, t.Reason = p.Node, cluster.ObservedAssigned, ""
+	t.Leased = e.needsLease(rev)
 	if rev.Spec.Mode != spec.Global {
 		w.pin(rev, p.Node)
 	}

@@ -37,7 +37,7 @@ func (e *Engine) decideVolume(id cluster.ID, now time.Time) (Decision, error) {
 	case v.Removing && (lost || v.Node.IsZero()) && len(c.Abandoned) == 0:
 		d.Txn.Delete(v)
 		return d, nil
-	case v.Leased() && !v.Removing && (lost || there && node.State == cluster.NodeDown):
+	case v.Leased() && v.Held && !v.Removing && (lost || there && node.State == cluster.NodeDown):
 		name := v.Node.Short()
 		if there {
 			name = node.Name
@@ -54,4 +54,36 @@ func (e *Engine) decideVolume(id cluster.ID, now time.Time) (Decision, error) {
 	}
 	d.Txn.Put(c)
 	return d, nil
+}
+
+// needsLease reports whether a task of the revision is to run under a lease.
+func (e *Engine) needsLease(rev *cluster.Revision) bool {
+	for _, id := range rev.Volumes {
+		if v, ok := store.Get[*cluster.Volume](e.snap, id); ok && v.Leased() {
+			return true
+		}
+	}
+	return false
+}
+
+// hold notes the volumes whose only writer has a lease now: a node starts a task only after those in whose place it is have ended.
+func (w *serviceWriter) hold() {
+	for _, t := range w.tasks {
+		if !t.Leased || t.Observed != cluster.ObservedRunning {
+			continue
+		}
+		rev, ok := store.Get[*cluster.Revision](w.engine.snap, t.Revision)
+		if !ok {
+			continue
+		}
+		for _, id := range rev.Volumes {
+			v, ok := store.Get[*cluster.Volume](w.engine.snap, id)
+			if ok && v.Leased() && !v.Held && v.Node == t.Node && !w.stopping[id] {
+				w.stopping[id] = true
+				c := cluster.Copy(v)
+				c.Held = true
+				w.decision.Txn.Put(c)
+			}
+		}
+	}
 }

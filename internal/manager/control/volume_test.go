@@ -134,3 +134,30 @@ func TestVolumesOfARemovedNode(t *testing.T) {
 		}
 	}
 }
+
+// A task that was started without a lease may go on wherever its node is: only once one with a lease has its place may the volume be
+// given up.
+func TestVolumeIsGivenUpOnlyWhenItsWriterHasALease(t *testing.T) {
+	w := newWorld(t, 2)
+	first := w.cached(spec.LossWait).Node
+	w.cached(spec.LossRecreate) // the task stays as it is
+	if v := w.volume(); !v.Leased() || v.Held || w.tasks("cache")[0].Leased {
+		t.Fatalf("volume %+v, task leased: %t; want the volume to wait for a task with a lease", v, w.tasks("cache")[0].Leased)
+	}
+	w.judge(first, cluster.NodeDown)
+	if w.volume().Node != first {
+		t.Fatal("given up while a task without a lease may still run")
+	}
+	w.judge(first, cluster.NodeReady)
+	if v := w.volume(); w.place() != first || !w.tasks("cache")[0].Leased || !v.Held {
+		t.Fatalf("volume %+v, task leased: %t; want a new task, with a lease", v, w.tasks("cache")[0].Leased)
+	}
+	w.judge(first, cluster.NodeDown)
+	if w.volume().Node == first {
+		t.Error("not given up, though its writer has a lease")
+	}
+	w.cached(spec.LossWait)
+	if w.volume().Held {
+		t.Error("a volume that waits is held")
+	}
+}

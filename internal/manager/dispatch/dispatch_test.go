@@ -281,10 +281,12 @@ func TestAbandonedVolumeIsDeletedWhereItWas(t *testing.T) {
 	old, _ := store.Get[*cluster.Volume](w.st.Snapshot(), id('v', 1))
 	vol := cluster.Copy(old)
 	vol.OnLoss, vol.Node, vol.Abandoned = spec.LossRecreate, id('n', 2), []cluster.ID{id('n', 1), id('n', 3)}
-	w.put(w.task(1, 1), vol)
+	first := w.task(1, 1)
+	first.Leased = true
+	w.put(first, vol)
 	s := w.connect(1)
 	u, _ := s.Poll()
-	if len(u.RemoveVolumes) != 0 || len(u.Assignments) != 1 || !u.Assignments[0].Leased {
+	if len(u.RemoveVolumes) != 0 || len(u.Assignments) != 1 || !u.Assignments[0].Task.Leased {
 		t.Fatalf("under a task: got %+v, want it leased and its volume kept", u)
 	}
 	task := w.stored(1)

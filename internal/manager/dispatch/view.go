@@ -273,7 +273,7 @@ func (v *view) assignment(t *cluster.Task) (agentapi.Assignment, error) {
 	a.Volumes = make(map[string]string, len(rev.Volumes))
 	for key, id := range rev.Volumes {
 		if vol, ok := store.Get[*cluster.Volume](v.snap, id); ok {
-			a.Volumes[key], a.Leased = vol.Name, a.Leased || vol.Leased()
+			a.Volumes[key] = vol.Name
 		}
 	}
 	if t.Observed.Terminal() || t.Desired >= cluster.DesiredStop {

@@ -267,6 +267,9 @@ type Volume struct {
 	Removing bool `json:"removing,omitempty"`
 	// OnLoss is what becomes of it when its node is lost; empty is spec.LossWait.
 	OnLoss spec.OnLoss `json:"onLoss,omitempty"`
+	// Held is true once nobody can write to it without a lease: all its tasks since it was made had one, or one that has one runs in the
+	// place of those before. Only then may it be given up.
+	Held bool `json:"held,omitempty"`
 	// Abandoned are the nodes where it was given up, and where what is left of it is still to be deleted.
 	Abandoned []ID `json:"abandoned,omitempty"`
 }

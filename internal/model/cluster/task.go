@@ -132,6 +132,9 @@ type Task struct {
 	// Moved is true for a task that was made to take the place of Replaces on another node, only to even out the load. The
 	// older one stays, and stays in charge, until this one is ready.
 	Moved bool `json:"moved,omitempty" cbor:"21,keyasint,omitempty"`
+	// Leased is true for a task that runs only while the leader confirms its node's heartbeats: another one may be started elsewhere once
+	// the node is down. It is decided when the task gets its node, and stays.
+	Leased bool `json:"leased,omitempty" cbor:"22,keyasint,omitempty"`
 }
 
 // Kind implements Object.

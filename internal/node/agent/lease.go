@@ -11,7 +11,7 @@ import (
 const leaseGrace = time.Second
 
 // leased reports whether the task runs under a lease.
-func (t *task) leased() bool { return t.want != nil && t.want.Leased }
+func (t *task) leased() bool { return t.want != nil && t.want.Task.Leased }
 
 // Confirmed notes that the leader has confirmed a heartbeat that this node sent at that time.
 func (l *Loop) Confirmed(sent time.Time) {

@@ -12,7 +12,7 @@ import (
 
 func leased(n byte) agentapi.Assignment {
 	as := assigned(n, cluster.DesiredRun)
-	as.Leased = true
+	as.Task.Leased = true
 	as.Spec = &spec.Service{Container: spec.Container{StopGracePeriod: time.Minute}}
 	return as
 }

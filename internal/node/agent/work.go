@@ -63,7 +63,7 @@ func (a *Agent) start(ctx context.Context, as *agentapi.Assignment, refreshed bo
 	if err != nil {
 		return nil, err
 	}
-	if as.Leased {
+	if as.Task.Leased {
 		if err := a.cfg.Fence.Guard(ctx, as.Task.ID); err != nil {
 			return nil, fmt.Errorf("fence: %w", err)
 		}

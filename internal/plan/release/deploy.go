@@ -129,6 +129,7 @@ func (d *deployer) volume(v spec.Volume) error {
 		return fmt.Errorf("volumes.%s: the external volume %q does not exist: drop external, or deploy the stack that makes it first", v.Name, v.Ref)
 	case old == nil:
 		made := &cluster.Volume{Meta: d.meta(), Stack: d.stack.ID, Name: v.Ref, SingleWriter: v.SingleWriter, OnLoss: v.OnLoss}
+		made.Held = made.Leased()
 		d.put(made)
 		d.volumes[v.Name] = made.ID
 		d.diff.Volumes = append(d.diff.Volumes, v.Name)
@@ -140,7 +141,10 @@ func (d *deployer) volume(v spec.Volume) error {
 	ours := !v.External && v.Ref == d.stack.Name+"_"+v.Name && old.Stack != d.stack.ID
 	if ours || !v.External && (old.SingleWriter != v.SingleWriter || old.OnLoss != v.OnLoss) {
 		c := cluster.Copy(old)
-		c.SingleWriter, c.OnLoss = v.SingleWriter, v.OnLoss
+		c.SingleWriter = v.SingleWriter
+		if c.OnLoss != v.OnLoss {
+			c.OnLoss, c.Held = v.OnLoss, c.Node.IsZero() && v.OnLoss == spec.LossRecreate // its task, if it has one, goes on as it is
+		}
 		if ours {
 			c.Stack = d.stack.ID
 		}

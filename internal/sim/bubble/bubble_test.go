@@ -6,6 +6,7 @@ import (
 	"os"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 var (
@@ -32,6 +33,20 @@ func TestSwarms(t *testing.T) {
 			cfg := Config{Seed: *firstSeed + uint64(i), Workers: 12}
 			if cfg.Seed == 1 {
 				cfg.Workers = 100
+			}
+			t.Logf("seed %d", cfg.Seed)
+			run(t, cfg)
+		})
+	}
+}
+
+// Faults that make managers give up a node that goes on: what has a lease must have ended by then.
+func TestLeasedTasksAreFenced(t *testing.T) {
+	for i := range *seeds {
+		t.Run("", func(t *testing.T) {
+			cfg := Config{
+				Seed: *firstSeed + uint64(i), Workers: 3, Faults: 45 * time.Second,
+				Kinds: []string{"kill agent", "cut worker off", "worker hears nothing", "worker is not heard"},
 			}
 			t.Logf("seed %d", cfg.Seed)
 			run(t, cfg)

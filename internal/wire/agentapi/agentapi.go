@@ -58,11 +58,9 @@ type Assignment struct {
 	Networks []cluster.ID `json:"networks,omitempty"`
 	// Auth are the credentials for the registry of the task's image; nil: none are known.
 	Auth *RegistryAuth `json:"auth,omitempty"`
-	// Leased tasks run only while the leader confirms the node's heartbeats: see LeaseMax.
-	Leased bool `json:"leased,omitempty"`
 }
 
-// A leased task may have another one started in its place once its node is down. It must have ended before that, whatever its node
+// A leased task (cluster.Task) runs only while the leader confirms its node's heartbeats. It may have another one started in its place once its node is down. It must have ended before that, whatever its node
 // can hear and whether its agent is alive. So the times below, counted on the node from when it sent the newest heartbeat that
 // the leader has confirmed, are shorter than the one that the leader counts from when it heard the node last until the node is down.
 const (
