@@ -123,3 +123,28 @@ func TestBrokenStreamLeavesNothing(t *testing.T) {
 		t.Errorf("%q, %v, %v", got, err, list)
 	}
 }
+
+// A program that lends its owner's rights must not lend those of whoever copies it.
+func TestRightsAreNotLentWithoutTheOwner(t *testing.T) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	must(t, w.WriteHeader(&tar.Header{Name: "d/", Typeflag: tar.TypeDir, Mode: 0o7777}))
+	must(t, w.WriteHeader(&tar.Header{Name: "d/run", Typeflag: tar.TypeReg, Mode: 0o6755}))
+	must(t, w.Close())
+	r, dir := root(t)
+	must(t, Unpack(t.Context(), r, &b, Options{}))
+	for name, want := range map[string]fs.FileMode{"d": fs.ModeDir | fs.ModeSticky | 0o777, "d/run": 0o755} {
+		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode() != want {
+			t.Errorf("%s: %v, %v, want %v", name, info.Mode(), err, want)
+		}
+	}
+}
+
+// A copy of something that cannot be copied must not look like one of nothing.
+func TestPipeAloneIsRefused(t *testing.T) {
+	p := filepath.Join(t.TempDir(), "pipe")
+	must(t, unix.Mkfifo(p, 0o600))
+	if err := Pack(t.Context(), io.Discard, open(t, p), "pipe"); err == nil || !strings.Contains(err.Error(), "only files, directories") {
+		t.Errorf("got %v", err)
+	}
+}
