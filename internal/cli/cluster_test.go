@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"baton/client/api"
+	"baton/internal/archive"
 	"baton/internal/manager/consensus"
 	"baton/internal/manager/control"
 	"baton/internal/manager/identity"
@@ -37,6 +38,7 @@ type testCluster struct {
 	log   *consensus.Memory
 	addr  string
 	now   func() time.Time
+	files string       // the root of every task
 	asked atomic.Int64 // how often the node was asked what it uses
 
 	backupFault error // befalls the server in the middle of a backup
@@ -215,8 +217,37 @@ func (*fakeNode) Dial(_ context.Context, task cluster.ID, port uint16) (agentapi
 	return &pipeConn{out, feed}, nil
 }
 
-func (*fakeNode) Files(context.Context, cluster.ID, agentapi.FilesOptions) (agentapi.Conn, error) {
-	return nil, errors.New("there is no such file")
+// Files copies out of a directory of this machine and into it, as a node does with the root of a task.
+func (f *fakeNode) Files(ctx context.Context, _ cluster.ID, o agentapi.FilesOptions) (agentapi.Conn, error) {
+	name := filepath.Join(f.cluster.files, o.Path)
+	in, feed := io.Pipe()
+	out, answer := io.Pipe()
+	if o.Write {
+		dir, rename := name, ""
+		if info, err := os.Stat(name); err != nil || !info.IsDir() {
+			dir, rename = filepath.Split(name)
+		}
+		root, err := os.OpenRoot(dir)
+		if err != nil {
+			return nil, errors.New("there is no such directory")
+		}
+		go func() {
+			defer func() { _ = root.Close() }()
+			err := archive.Unpack(ctx, root, in, archive.Options{Rename: rename, Owners: o.Owners})
+			_, _ = io.Copy(io.Discard, in)
+			_ = answer.CloseWithError(err)
+		}()
+		return &pipeConn{out, feed}, nil
+	}
+	file, err := os.Open(name)
+	if err != nil {
+		return nil, errors.New("there is no such file")
+	}
+	go func() {
+		defer func() { _ = file.Close() }()
+		_ = answer.CloseWithError(archive.Pack(ctx, answer, file, filepath.Base(name)))
+	}()
+	return &pipeConn{out, feed}, nil
 }
 
 type pipeConn struct {
