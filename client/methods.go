@@ -112,6 +112,11 @@ func (c *Client) Nodes(ctx context.Context) ([]api.Node, error) {
 	return get[[]api.Node](ctx, c, path("nodes"), nil)
 }
 
+// NodesUsed lists the nodes with what each uses now.
+func (c *Client) NodesUsed(ctx context.Context) ([]api.Node, error) {
+	return get[[]api.Node](ctx, c, path("nodes"), query{}.set("used", true))
+}
+
 // Node reads one node.
 func (c *Client) Node(ctx context.Context, name string) (api.Node, error) {
 	return get[api.Node](ctx, c, path("nodes", name), nil)
@@ -335,4 +340,9 @@ func (c *Client) Logs(ctx context.Context, o LogOptions) iter.Seq2[api.LogLine, 
 // Stats tells what tasks use now.
 func (c *Client) Stats(ctx context.Context, stack, target string) ([]api.TaskStats, error) {
 	return get[[]api.TaskStats](ctx, c, path("stats"), query{}.set("stack", stack).set("target", target))
+}
+
+// Top tells what nodes and their tasks use now: all of them, the tasks of a stack, or nodes and tasks of a target.
+func (c *Client) Top(ctx context.Context, stack, target string) (api.Top, error) {
+	return get[api.Top](ctx, c, path("top"), query{}.set("stack", stack).set("target", target))
 }

@@ -115,6 +115,26 @@ type Node struct {
 	Tasks    int           `json:"tasks" doc:"tasks that have not ended"`
 	Reserved spec.MilliCPU `json:"reservedCPU"`
 	Memory   spec.Bytes    `json:"reservedMemory"`
+	Leader   bool          `json:"leader,omitempty" doc:"of the managers"`
+	Used     *NodeUsage    `json:"used,omitempty" doc:"only when it was asked for"`
+}
+
+// NodeUsage is what everything on a node uses now.
+type NodeUsage struct {
+	Node       string        `json:"node"`
+	At         time.Time     `json:"at,omitzero"`
+	CPU        time.Duration `json:"cpu" doc:"processor time used so far, in nanoseconds"`
+	Busy       spec.MilliCPU `json:"busy" doc:"processors in use over the last seconds"`
+	Cores      spec.MilliCPU `json:"cores"`
+	Memory     spec.Bytes    `json:"memory" doc:"what cannot be had for new processes"`
+	MemorySize spec.Bytes    `json:"memorySize"`
+	Error      string        `json:"error,omitempty" doc:"why there are no numbers"`
+}
+
+// Top is what nodes and tasks use now.
+type Top struct {
+	Nodes []NodeUsage `json:"nodes"`
+	Tasks []TaskStats `json:"tasks"`
 }
 
 // Material is one version of a secret or config, without its content.
@@ -247,6 +267,8 @@ type TaskStats struct {
 	Memory      uint64        `json:"memory" doc:"bytes, without reclaimable cache"`
 	MemoryLimit uint64        `json:"memoryLimit,omitempty"`
 	PIDs        uint64        `json:"pids"`
+	Received    uint64        `json:"received" doc:"bytes over its own network; 0 with that of the host"`
+	Sent        uint64        `json:"sent"`
 	Error       string        `json:"error,omitempty" doc:"why there are no numbers"`
 }
 

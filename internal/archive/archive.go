@@ -1,8 +1,10 @@
 // Package archive packs trees of files into tar streams and unpacks them, where somebody else may change the tree meanwhile.
 //
 // Invariants: Pack follows no symbolic link beneath its start and opens no device, pipe or socket; Unpack writes nothing outside its
-// root, whatever names and links the stream and the root hold, and a file appears under its name only when it is whole.
-// Neither holds more than a buffer of a file in memory. Hard links become files of their own; extended attributes are left out.
+// root, whatever names and links the stream and the root hold, and a file appears under its name only when it is whole. Bits that lend the
+// rights of an owner (setuid, setgid) are kept with the owner only.
+// Neither holds more than a buffer of a file in memory. Pack makes hard links files of their own and leaves extended attributes out;
+// Unpack makes the hard links that a stream has, within its root.
 //
 // Concurrency: functions only; they own nothing.
 package archive
@@ -57,7 +59,10 @@ func pack(ctx context.Context, t *tar.Writer, f *os.File, name string, depth int
 		link = string(buf[:n])
 	case 0, fs.ModeDir:
 	default:
-		return nil // a device, pipe or socket means something where it is only
+		if depth == 0 {
+			return fmt.Errorf("%s is a device, pipe or socket: only files, directories and symbolic links are copied", name)
+		}
+		return nil // it means something where it is only
 	}
 	h, err := tar.FileInfoHeader(info, link)
 	if err != nil {
@@ -141,14 +146,13 @@ func Unpack(ctx context.Context, root *os.Root, r io.Reader, o Options) error {
 		if first == "" {
 			first = h.Name
 		}
-		if o.Rename != "" && first == "." {
-			h.Name = path.Join(o.Rename, h.Name)
-		} else if o.Rename != "" {
-			rest, ok := strings.CutPrefix(h.Name, first)
-			if !ok || rest != "" && rest[0] != '/' {
-				return fmt.Errorf("%s: the archive holds more than %s, which needs a directory to go to", h.Name, first)
+		if h.Name, err = o.renamed(h.Name, first); err != nil {
+			return err
+		}
+		if h.Typeflag == tar.TypeLink {
+			if h.Linkname, err = o.renamed(path.Clean(h.Linkname), first); err != nil {
+				return err
 			}
-			h.Name = o.Rename + rest
 		}
 		if err := unpack(root, t, h, o); err != nil {
 			return fmt.Errorf("%s: %w", h.Name, plain(err))
@@ -162,20 +166,45 @@ func Unpack(ctx context.Context, root *os.Root, r io.Reader, o Options) error {
 		if h.Name == "." {
 			continue // the directory was there; it stays as it is
 		}
-		if err := finish(root, h); err != nil {
+		if err := finish(root, h, o); err != nil {
 			return fmt.Errorf("%s: %w", h.Name, plain(err))
 		}
 	}
 	return nil
 }
 
-func finish(root *os.Root, h *tar.Header) error {
+// renamed is the name of an entry in the root, first being that of the first one.
+func (o Options) renamed(name, first string) (string, error) {
+	switch {
+	case o.Rename == "":
+		return name, nil
+	case first == ".":
+		return path.Join(o.Rename, name), nil
+	}
+	rest, ok := strings.CutPrefix(name, first)
+	if !ok || rest != "" && rest[0] != '/' {
+		return "", fmt.Errorf("%s: the archive holds more than %s, which needs a directory to go to", name, first)
+	}
+	return o.Rename + rest, nil
+}
+
+// mode is what a file or directory may be used for. Without its owner it lends nobody's rights: a program of a container that starts as
+// its owner would start as root where root has copied it.
+func mode(h *tar.Header, o Options) fs.FileMode {
+	m := h.FileInfo().Mode()
+	if !o.Owners {
+		m &^= fs.ModeSetuid | fs.ModeSetgid
+	}
+	return m
+}
+
+func finish(root *os.Root, h *tar.Header, o Options) error {
 	f, err := root.OpenFile(h.Name, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = f.Close() }()
-	if err := f.Chmod(h.FileInfo().Mode()); err != nil {
+	if err := f.Chmod(mode(h, o)); err != nil {
 		return err
 	}
 	return root.Chtimes(h.Name, time.Now(), h.ModTime)
@@ -216,6 +245,14 @@ func unpack(root *os.Root, r io.Reader, h *tar.Header, o Options) error {
 			return err
 		}
 		return owners(root.Lchown)
+	case tar.TypeLink: // tar writes the second name of a file this way; what it leads to is in the root, too
+		if h.Linkname == h.Name {
+			return nil
+		}
+		if err := root.Remove(h.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return root.Link(h.Linkname, h.Name)
 	case tar.TypeReg:
 		return unpackFile(root, r, h, o)
 	}
@@ -246,7 +283,7 @@ func unpackFile(root *os.Root, r io.Reader, h *tar.Header, o Options) (err error
 			return err
 		}
 	}
-	if err := f.Chmod(h.FileInfo().Mode()); err != nil { // after chown, which takes setuid bits away
+	if err := f.Chmod(mode(h, o)); err != nil { // after chown, which takes setuid bits away
 		return err
 	}
 	if err := f.Close(); err != nil {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -79,6 +80,8 @@ func TestUnpackStaysInside(t *testing.T) {
 		"directory":        {{Name: "out", Typeflag: tar.TypeSymlink, Linkname: ".."}, {Name: "out/evil", Typeflag: tar.TypeDir}},
 		"device":           {{Name: "evil", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3}},
 		"hard link":        {{Name: "evil", Typeflag: tar.TypeLink, Linkname: "/etc/passwd"}},
+		"hard link up":     {{Name: "evil", Typeflag: tar.TypeLink, Linkname: "../kept"}},
+		"hard link around": {{Name: "out", Typeflag: tar.TypeSymlink, Linkname: ".."}, {Name: "evil", Typeflag: tar.TypeLink, Linkname: "out/kept"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var b bytes.Buffer
@@ -90,13 +93,14 @@ func TestUnpackStaysInside(t *testing.T) {
 			must(t, w.Close())
 			dir := t.TempDir()
 			must(t, os.Mkdir(filepath.Join(dir, "root"), 0o755))
+			must(t, os.WriteFile(filepath.Join(dir, "kept"), nil, 0o600))
 			r, err := os.OpenRoot(filepath.Join(dir, "root"))
 			must(t, err)
 			defer r.Close()
 			if err := Unpack(t.Context(), r, &b, Options{}); err == nil {
 				t.Error("no error")
 			}
-			for _, p := range []string{filepath.Join(dir, "evil"), "/evil", "/tmp/evil"} {
+			for _, p := range []string{filepath.Join(dir, "evil"), filepath.Join(dir, "root", "evil"), "/evil", "/tmp/evil"} {
 				if _, err := os.Lstat(p); err == nil {
 					t.Errorf("it made %s", p)
 				}
@@ -121,5 +125,85 @@ func TestBrokenStreamLeavesNothing(t *testing.T) {
 	list, _ := os.ReadDir(dir)
 	if string(got) != "old" || err != nil || len(list) != 1 {
 		t.Errorf("%q, %v, %v", got, err, list)
+	}
+}
+
+// A program that lends its owner's rights must not lend those of whoever copies it.
+func TestRightsAreNotLentWithoutTheOwner(t *testing.T) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	must(t, w.WriteHeader(&tar.Header{Name: "d/", Typeflag: tar.TypeDir, Mode: 0o7777}))
+	must(t, w.WriteHeader(&tar.Header{Name: "d/run", Typeflag: tar.TypeReg, Mode: 0o6755}))
+	must(t, w.Close())
+	r, dir := root(t)
+	must(t, Unpack(t.Context(), r, &b, Options{}))
+	for name, want := range map[string]fs.FileMode{"d": fs.ModeDir | fs.ModeSticky | 0o777, "d/run": 0o755} {
+		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode() != want {
+			t.Errorf("%s: %v, %v, want %v", name, info.Mode(), err, want)
+		}
+	}
+}
+
+// A copy of something that cannot be copied must not look like one of nothing.
+func TestPipeAloneIsRefused(t *testing.T) {
+	p := filepath.Join(t.TempDir(), "pipe")
+	must(t, unix.Mkfifo(p, 0o600))
+	if err := Pack(t.Context(), io.Discard, open(t, p), "pipe"); err == nil || !strings.Contains(err.Error(), "only files, directories") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// What tar writes of a file with two names is unpacked as one, also when it is renamed and when it is there already.
+func TestHardLinks(t *testing.T) {
+	for _, rename := range []string{"", "other"} {
+		r, dir := root(t)
+		for range 2 {
+			var b bytes.Buffer
+			w := tar.NewWriter(&b)
+			must(t, w.WriteHeader(&tar.Header{Name: "./d/", Typeflag: tar.TypeDir, Mode: 0o755}))
+			must(t, w.WriteHeader(&tar.Header{Name: "./d/a", Typeflag: tar.TypeReg, Mode: 0o644, Size: 4}))
+			_, err := io.WriteString(w, "text")
+			must(t, err)
+			must(t, w.WriteHeader(&tar.Header{Name: "./d/b", Typeflag: tar.TypeLink, Linkname: "./d/a"}))
+			must(t, w.Close())
+			must(t, Unpack(t.Context(), r, &b, Options{Rename: rename}))
+		}
+		top := "d"
+		if rename != "" {
+			top = rename
+		}
+		if b, err := os.ReadFile(filepath.Join(dir, top, "b")); err != nil || string(b) != "text" {
+			t.Errorf("rename %q: %q, %v", rename, b, err)
+		}
+	}
+}
+
+// A file that is larger than any memory goes through in pieces.
+func TestMemoryIsBounded(t *testing.T) {
+	const large = 100 << 20
+	src := filepath.Join(t.TempDir(), "large")
+	must(t, os.WriteFile(src, nil, 0o600))
+	must(t, os.Truncate(src, large))
+	r, dir := root(t)
+	f := open(t, src)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	in, out := io.Pipe()
+	packed := make(chan error, 1)
+	go func() {
+		err := Pack(t.Context(), out, f, "large")
+		_ = out.CloseWithError(err)
+		packed <- err
+	}()
+	must(t, Unpack(t.Context(), r, in, Options{}))
+	_, err := io.Copy(io.Discard, in)
+	must(t, err)
+	must(t, <-packed)
+	runtime.ReadMemStats(&after)
+	if info, err := os.Stat(filepath.Join(dir, "large")); err != nil || info.Size() != large {
+		t.Errorf("%v, %v", info, err)
+	}
+	if n := after.TotalAlloc - before.TotalAlloc; n > 4<<20 {
+		t.Errorf("%d bytes were allocated for a file of %d", n, large)
 	}
 }

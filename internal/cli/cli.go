@@ -223,7 +223,7 @@ Give it the Compose file you already own:
 	root.AddGroup(&cobra.Group{ID: "deploy", Title: "Deploy:"}, &cobra.Group{ID: "look", Title: "Look:"},
 		&cobra.Group{ID: "act", Title: "Act:"}, &cobra.Group{ID: "keep", Title: "Manage:"}, &cobra.Group{ID: "node", Title: "Nodes and clusters:"})
 	a.add(root, "deploy", a.upCmd(), a.downCmd(), a.planCmd(), a.configCmd(), a.releasesCmd(), a.rollbackCmd())
-	a.add(root, "look", a.lsCmd(), a.psCmd(), a.statusCmd(), a.whyCmd(), a.logsCmd(), a.eventsCmd(), a.statsCmd())
+	a.add(root, "look", a.lsCmd(), a.psCmd(), a.statusCmd(), a.whyCmd(), a.logsCmd(), a.eventsCmd(), a.topCmd(), a.statsCmd())
 	a.add(root, "act", a.execCmd(), a.cpCmd(), a.portForwardCmd(), a.scaleCmd(), a.restartCmd())
 	a.add(root, "keep", a.secretCmd(), a.cfgCmd(), a.volumeCmd(), a.imageCmd(), a.registryCmd())
 	a.add(root, "node", a.serverCmd(), a.initCmd(), a.joinCmd(), a.resetCmd(), a.nodeCmd(), a.tokenCmd(), a.clusterCmd(), a.contextCmd())

@@ -15,10 +15,12 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"baton/client/api"
+	"baton/internal/archive"
 	"baton/internal/manager/consensus"
 	"baton/internal/manager/control"
 	"baton/internal/manager/identity"
@@ -36,6 +38,8 @@ type testCluster struct {
 	log   *consensus.Memory
 	addr  string
 	now   func() time.Time
+	files string       // the root of every task
+	asked atomic.Int64 // how often the node was asked what it uses
 
 	backupFault error // befalls the server in the middle of a backup
 }
@@ -76,7 +80,7 @@ func newCluster(t *testing.T, loops bool) *testCluster {
 			_, err := io.WriteString(w, backedUp)
 			return errors.Join(err, c.backupFault)
 		},
-		Nodes: func(n cluster.ID) (agentapi.NodeServices, bool) { return &fakeNode{}, n == id(1) },
+		Nodes: func(n cluster.ID) (agentapi.NodeServices, bool) { return &fakeNode{c}, n == id(1) },
 	})
 	l, err := server.ListenUnix(filepath.Join(dir, "s"))
 	if err != nil {
@@ -166,7 +170,7 @@ func (c *testCluster) report(snap store.Snapshot, t *cluster.Task) cluster.Statu
 }
 
 // fakeNode answers for the containers that are not there.
-type fakeNode struct{}
+type fakeNode struct{ cluster *testCluster }
 
 func (*fakeNode) Logs(ctx context.Context, task cluster.ID, o agentapi.LogOptions) iter.Seq2[agentapi.LogLine, error] {
 	return func(yield func(agentapi.LogLine, error) bool) {
@@ -213,8 +217,37 @@ func (*fakeNode) Dial(_ context.Context, task cluster.ID, port uint16) (agentapi
 	return &pipeConn{out, feed}, nil
 }
 
-func (*fakeNode) Files(context.Context, cluster.ID, agentapi.FilesOptions) (agentapi.Conn, error) {
-	return nil, errors.New("there is no such file")
+// Files copies out of a directory of this machine and into it, as a node does with the root of a task.
+func (f *fakeNode) Files(ctx context.Context, _ cluster.ID, o agentapi.FilesOptions) (agentapi.Conn, error) {
+	name := filepath.Join(f.cluster.files, o.Path)
+	in, feed := io.Pipe()
+	out, answer := io.Pipe()
+	if o.Write {
+		dir, rename := name, ""
+		if info, err := os.Stat(name); err != nil || !info.IsDir() {
+			dir, rename = filepath.Split(name)
+		}
+		root, err := os.OpenRoot(dir)
+		if err != nil {
+			return nil, errors.New("there is no such directory")
+		}
+		go func() {
+			defer func() { _ = root.Close() }()
+			err := archive.Unpack(ctx, root, in, archive.Options{Rename: rename, Owners: o.Owners})
+			_, _ = io.Copy(io.Discard, in)
+			_ = answer.CloseWithError(err)
+		}()
+		return &pipeConn{out, feed}, nil
+	}
+	file, err := os.Open(name)
+	if err != nil {
+		return nil, errors.New("there is no such file")
+	}
+	go func() {
+		defer func() { _ = file.Close() }()
+		_ = answer.CloseWithError(archive.Pack(ctx, answer, file, filepath.Base(name)))
+	}()
+	return &pipeConn{out, feed}, nil
 }
 
 type pipeConn struct {
@@ -229,8 +262,20 @@ func (p *pipeConn) Close() error {
 	return p.PipeReader.Close()
 }
 
-func (*fakeNode) Stats(_ context.Context, task cluster.ID) (agentapi.Stats, error) {
-	return agentapi.Stats{Task: task, At: time.Unix(1, 0), CPU: time.Second, Memory: 10 << 20, MemoryLimit: 64 << 20, PIDs: 3}, nil
+// Usage tells of the tasks of the service web that they idle, and of all others that they use half a processor.
+func (f *fakeNode) Usage(context.Context) (agentapi.Usage, error) {
+	n := time.Duration(f.cluster.asked.Add(1)) // seconds and questions go by together
+	at := time.Unix(0, 0).Add(n * time.Second)
+	u := agentapi.Usage{At: at, CPU: 3 * n * time.Second, Busy: 3000, Cores: 4000, Memory: 2 << 30, MemorySize: 8 << 30}
+	snap := f.cluster.store.Snapshot()
+	for t := range store.All[*cluster.Task](snap) {
+		st := agentapi.Stats{Task: t.ID, At: at, Memory: 10 << 20, MemoryLimit: 64 << 20, PIDs: 3, Received: 1 << 20, Sent: 5}
+		if svc, ok := store.Get[*cluster.Service](snap, t.Service); ok && svc.Name != "web" {
+			st.CPU, st.Memory = n*time.Second/2, 5<<20
+		}
+		u.Tasks = append(u.Tasks, st)
+	}
+	return u, nil
 }
 
 func (*fakeNode) Images(context.Context) ([]agentapi.Image, error) {

@@ -3,12 +3,16 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -73,6 +77,9 @@ func (a *app) transfer(ctx context.Context, c *client.Client, o client.Copy, wor
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	here, there := streamPair()
+	if _, ok := terminal(a.err); ok && !a.quiet {
+		defer showCopied(a.err, &here.copied)()
+	}
 	ended := make(chan error, 1)
 	go func() {
 		err := work(here)
@@ -92,17 +99,29 @@ func (a *app) transfer(ctx context.Context, c *client.Client, o client.Copy, wor
 // stream is one end of a connection in memory.
 type stream struct {
 	*io.PipeReader
-	out *io.PipeWriter
+	out    *io.PipeWriter
+	copied atomic.Int64 // bytes, both ways
 }
 
 func streamPair() (*stream, *stream) {
 	r1, w1 := io.Pipe()
 	r2, w2 := io.Pipe()
-	return &stream{r1, w2}, &stream{r2, w1}
+	return &stream{PipeReader: r1, out: w2}, &stream{PipeReader: r2, out: w1}
 }
 
-func (s *stream) Write(p []byte) (int, error) { return s.out.Write(p) }
-func (s *stream) CloseWrite() error           { return s.out.Close() }
+func (s *stream) Read(p []byte) (int, error) {
+	n, err := s.PipeReader.Read(p)
+	s.copied.Add(int64(n))
+	return n, err
+}
+
+func (s *stream) Write(p []byte) (int, error) {
+	n, err := s.out.Write(p)
+	s.copied.Add(int64(n))
+	return n, err
+}
+
+func (s *stream) CloseWrite() error { return s.out.Close() }
 func (s *stream) Close() error {
 	s.end(io.ErrClosedPipe)
 	return nil
@@ -169,4 +188,30 @@ func (a *app) receive(ctx context.Context, s *stream, name string, owners bool) 
 	}
 	_, err = io.Copy(io.Discard, s)
 	return err
+}
+
+// copiedPause is how often a terminal is told how far a copy is.
+const copiedPause = 250 * time.Millisecond
+
+// showCopied keeps one line of a terminal at how much was copied, until the returned function takes it away.
+func showCopied(w io.Writer, copied *atomic.Int64) func() {
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		tick := time.NewTicker(copiedPause)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				fmt.Fprint(w, "\r\x1b[K")
+				return
+			case <-tick.C:
+				fmt.Fprintf(w, "\r\x1b[Kcopied %s", size(copied.Load()))
+			}
+		}
+	})
+	return func() {
+		close(stop)
+		wg.Wait()
+	}
 }

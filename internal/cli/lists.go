@@ -351,27 +351,6 @@ func (a *app) printWhy(w api.Why) {
 	}
 }
 
-func (a *app) statsCmd() *cobra.Command {
-	return &cobra.Command{
-		Use: "stats [TARGET]", Aliases: []string{"top"}, Args: cobra.MaximumNArgs(1),
-		Short:             "Show the processor time and memory that tasks use",
-		Example:           "  baton stats\n  baton stats api",
-		ValidArgsFunction: a.completeServices,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx := cmd.Context()
-			c, err := a.dial()
-			if err != nil {
-				return err
-			}
-			hint, err := a.hint(ctx)
-			if err != nil {
-				return err
-			}
-			return a.stats(ctx, c, hint, optional(args))
-		},
-	}
-}
-
 // repeat runs f once, or with --watch again at each change of the stacks, services and tasks.
 func (a *app) repeat(ctx context.Context, f func(context.Context) error) error {
 	if !a.watch {

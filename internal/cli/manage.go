@@ -273,33 +273,6 @@ func (a *app) loadImage(ctx context.Context, node, name string) error {
 
 func (a *app) nodeCmd() *cobra.Command {
 	cmd := &cobra.Command{Use: "node", Short: "Manage nodes"}
-	ls := &cobra.Command{
-		Use: "ls", Args: cobra.NoArgs, Short: "List nodes",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.dial()
-			if err != nil {
-				return err
-			}
-			all, err := c.Nodes(cmd.Context())
-			if err != nil {
-				return err
-			}
-			t := &table{head: []string{"NAME", "STATE", "AVAILABILITY", "ROLE", "TASKS", "CPU", "MEMORY", "VERSION", "ID", "SUBNET"}, wide: 2}
-			for _, n := range all {
-				role := "worker"
-				if n.Manager {
-					role = "manager"
-				}
-				subnet := ""
-				if n.Subnet.IsValid() {
-					subnet = n.Subnet.String()
-				}
-				t.add(n.Name, string(n.State), string(n.Availability), role, strconv.Itoa(n.Tasks),
-					millis(n.Reserved)+"/"+millis(n.Description.CPU), size(int64(n.Memory))+"/"+size(int64(n.Description.Memory)), n.Description.Version, n.ID.Short(), subnet)
-			}
-			return list(a, all, t, func(n api.Node) string { return n.Name })
-		},
-	}
 	inspect := &cobra.Command{
 		Use: "inspect NAME", Args: cobra.ExactArgs(1), Short: "Show everything about a node",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -337,7 +310,7 @@ func (a *app) nodeCmd() *cobra.Command {
 			return err
 		},
 	}
-	cmd.AddCommand(ls, inspect, label)
+	cmd.AddCommand(a.nodeLsCmd(), inspect, label)
 	cmd.AddCommand(append(a.availabilityCmds(), a.roleCmds()...)...)
 	return cmd
 }

@@ -307,54 +307,6 @@ func (a *app) rawTerminal(ctx context.Context, e *client.Execution) (func(), err
 	}, nil
 }
 
-// statsSpan is how long stats looks, to tell processor time as a share of a core.
-const statsSpan = time.Second
-
-func (a *app) stats(ctx context.Context, c *client.Client, stack, target string) error {
-	first, err := c.Stats(ctx, stack, target)
-	if err != nil {
-		return err
-	}
-	if a.structured() {
-		return a.document(first)
-	}
-	before := make(map[string]api.TaskStats)
-	for _, s := range first {
-		before[s.Task.String()] = s
-	}
-	if len(first) > 0 {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(statsSpan):
-		}
-		if first, err = c.Stats(ctx, stack, target); err != nil {
-			return err
-		}
-	}
-	t := &table{head: []string{"NAME", "CPU %", "MEMORY", "LIMIT", "PIDS", "NODE", "ID"}, wide: 1}
-	for _, s := range first {
-		name := s.Service + "/" + strconv.Itoa(s.Slot)
-		if s.Slot == 0 {
-			name = s.Service + "/" + s.Node
-		}
-		if s.Error != "" {
-			t.add(name, "-", s.Error, "", "", s.Node, s.Task.Short())
-			continue
-		}
-		share := "-"
-		if b, ok := before[s.Task.String()]; ok && s.At.After(b.At) && s.CPU >= b.CPU {
-			share = fmt.Sprintf("%.1f", 100*float64(s.CPU-b.CPU)/float64(s.At.Sub(b.At)))
-		}
-		limit := "none"
-		if s.MemoryLimit > 0 {
-			limit = size(int64(s.MemoryLimit))
-		}
-		t.add(name, share, size(int64(s.Memory)), limit, strconv.FormatUint(s.PIDs, 10), s.Node, s.Task.Short())
-	}
-	return list(a, first, t, func(s api.TaskStats) string { return s.Task.String() })
-}
-
 // readSource reads a file, or standard input for "-".
 func (a *app) readSource(name string, limit int64) ([]byte, error) {
 	in := a.in

@@ -31,11 +31,23 @@ func (r reader) node(n *cluster.Node) api.Node {
 	return out
 }
 
-func (s *Server) listNodes() []api.Node {
+// listNodes lists the nodes; with used, after asking each what it uses.
+func (s *Server) listNodes(ctx context.Context, used bool) []api.Node {
 	snap := s.cfg.Store.Snapshot()
+	leader, _ := s.members()
 	out := []api.Node{}
+	var nodes []*cluster.Node
 	for n := range store.All[*cluster.Node](snap) {
-		out = append(out, reader{snap}.node(n))
+		nodes = append(nodes, n)
+		doc := reader{snap}.node(n)
+		doc.Leader = n.ID.String() == leader
+		out = append(out, doc)
+	}
+	if used {
+		for i, u := range s.usage(ctx, nodes) {
+			doc := u.doc(nodes[i])
+			out[i].Used = &doc
+		}
 	}
 	slices.SortFunc(out, func(a, b api.Node) int { return cmp.Compare(a.Name, b.Name) })
 	return out
@@ -47,7 +59,10 @@ func (s *Server) getNode(name string) (api.Node, error) {
 	if err != nil {
 		return api.Node{}, err
 	}
-	return reader{snap}.node(n), nil
+	doc := reader{snap}.node(n)
+	leader, _ := s.members()
+	doc.Leader = n.ID.String() == leader
+	return doc, nil
 }
 
 // labelsMax bounds the labels of a node.

@@ -171,8 +171,11 @@ func (s *Server) releaseRoutes() {
 }
 
 func (s *Server) nodeRoutes() {
+	type usedIn struct {
+		Used bool `query:"used" doc:"ask each what it uses now"`
+	}
 	handle(s, operation{method: http.MethodGet, path: "/v1/nodes", id: "listNodes", summary: "List nodes", tag: "nodes"},
-		func(context.Context, *none) ([]api.Node, error) { return s.listNodes(), nil })
+		func(ctx context.Context, in *usedIn) ([]api.Node, error) { return s.listNodes(ctx, in.Used), nil })
 	handle(s, operation{method: http.MethodGet, path: "/v1/nodes/{name}", id: "getNode", summary: "One node", tag: "nodes"},
 		func(_ context.Context, in *NamePath) (api.Node, error) { return s.getNode(in.Name) })
 	type patchIn struct {
@@ -291,8 +294,11 @@ func (s *Server) taskStreamRoutes() {
 	}
 	handle(s, operation{method: http.MethodGet, path: "/v1/stats", id: "stats", summary: "What tasks use now", tag: "tasks"},
 		func(ctx context.Context, in *statsIn) ([]api.TaskStats, error) {
-			return s.stats(ctx, in.Stack, in.Target)
+			top, err := s.top(ctx, in.Stack, in.Target)
+			return top.Tasks, err
 		})
+	handle(s, operation{method: http.MethodGet, path: "/v1/top", id: "top", summary: "What nodes and their tasks use now", tag: "tasks"},
+		func(ctx context.Context, in *statsIn) (api.Top, error) { return s.top(ctx, in.Stack, in.Target) })
 	s.execRoute()
 	s.forwardRoute()
 	s.filesRoute()

@@ -1,9 +1,7 @@
 package server
 
 import (
-	"cmp"
 	"context"
-	"errors"
 	"iter"
 	"reflect"
 	"slices"
@@ -207,48 +205,4 @@ func (s *Server) pump(ctx context.Context, x *source, lines chan<- api.LogLine) 
 			return
 		}
 	}
-}
-
-// stats asks the nodes what tasks use now.
-func (s *Server) stats(ctx context.Context, stack, name string) ([]api.TaskStats, error) {
-	tasks, err := s.listTasks(stack, name, false)
-	if err != nil {
-		return nil, err
-	}
-	out := make([]api.TaskStats, len(tasks))
-	slots := make(chan struct{}, askMax)
-	var wg sync.WaitGroup
-	for i := range tasks {
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			out[i] = s.taskStats(ctx, &tasks[i])
-		})
-	}
-	wg.Wait()
-	out = slices.DeleteFunc(out, func(x api.TaskStats) bool { return x.Task.IsZero() })
-	slices.SortStableFunc(out, func(a, b api.TaskStats) int {
-		return cmp.Or(cmp.Compare(a.Stack, b.Stack), cmp.Compare(a.Service, b.Service), cmp.Compare(a.Slot, b.Slot))
-	})
-	return out, ctx.Err()
-}
-
-func (s *Server) taskStats(ctx context.Context, t *api.Task) api.TaskStats {
-	if t.Observed != cluster.ObservedRunning && t.Observed != cluster.ObservedStarting {
-		return api.TaskStats{}
-	}
-	x := api.TaskStats{Task: t.ID, Service: t.ServiceName, Stack: t.StackName, Slot: t.Slot, Node: t.NodeName, At: s.cfg.Now()}
-	ns, err := s.services(t.Node, t.NodeName)
-	if err == nil {
-		var got agentapi.Stats
-		if got, err = ns.Stats(ctx, t.ID); err == nil {
-			x.At, x.CPU, x.Memory, x.MemoryLimit, x.PIDs = got.At, got.CPU, got.Memory, got.MemoryLimit, got.PIDs
-			return x
-		}
-	}
-	if errors.Is(err, context.Canceled) {
-		return api.TaskStats{}
-	}
-	x.Error = err.Error()
-	return x
 }

@@ -1,6 +1,7 @@
 // Package node composes the node wing: runtime, images, network, volumes, files and the agent.
 //
-// It owns the order in which they start and stop, and answers users who look at the node's tasks (agentapi.NodeServices).
+// It owns the order in which they start and stop, and answers users who look at the node's tasks (agentapi.NodeServices). What the machine
+// uses is sampled every few seconds and kept in memory, so that one question is enough to tell how busy it is of late.
 // Stopping it leaves containers, addresses and balancing as they are, for the next start to adopt.
 //
 // Concurrency: Run owns the goroutines and returns after all of them ended.
@@ -16,6 +17,7 @@ import (
 	"path/filepath"
 	goruntime "runtime"
 	"strings"
+	"sync"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -59,6 +61,7 @@ type Node struct {
 	files   *files.Dir
 	record  *record.Record
 	fence   *fence.Fence
+	meter   *meter
 	notes   chan agentapi.Note
 }
 
@@ -67,7 +70,7 @@ const notesMax = 256
 
 // Open takes over the network, unpacks the runtime, and starts or adopts containerd.
 func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
-	n := &Node{cfg: cfg, notes: make(chan agentapi.Note, notesMax)}
+	n := &Node{cfg: cfg, meter: &meter{proc: "/proc"}, notes: make(chan agentapi.Note, notesMax)}
 	// The network goes first: where WireGuard runs in this process, other nodes wait for it.
 	n.network, err = network.New(NetworkConfig(cfg))
 	if err != nil {
@@ -144,6 +147,11 @@ func (n *Node) Run(ctx context.Context, connector agentapi.Connector) error {
 		Logs: runtime.OpenLogs(n.cfg.Dir), Record: n.record, Fence: fenced{n}, Connector: connector, Describe: n.describe, Notes: n.notes,
 		Log: n.cfg.Logger.With("part", "agent"),
 	})
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { n.meter.run(ctx) })
 	return a.Run(ctx)
 }
 
@@ -207,13 +215,23 @@ func (n *Node) Files(ctx context.Context, task cluster.ID, o agentapi.FilesOptio
 	return n.runtime.Files(ctx, task, o)
 }
 
-// Stats implements agentapi.NodeServices.
-func (n *Node) Stats(ctx context.Context, task cluster.ID) (agentapi.Stats, error) {
-	s, err := n.runtime.Stats(ctx, task)
+// Usage implements agentapi.NodeServices.
+func (n *Node) Usage(ctx context.Context) (agentapi.Usage, error) {
+	u, err := n.meter.usage(time.Now())
 	if err != nil {
-		return agentapi.Stats{}, err
+		return u, err
 	}
-	return agentapi.Stats{Task: task, At: s.At, CPU: s.CPU, Memory: uint64(s.Memory), MemoryLimit: uint64(s.MemoryLimit), PIDs: uint64(s.PIDs)}, nil
+	all, err := n.runtime.StatsOfAll(ctx)
+	if err != nil {
+		return u, err
+	}
+	for _, s := range all {
+		u.Tasks = append(u.Tasks, agentapi.Stats{
+			Task: s.Task, At: s.At, CPU: s.CPU, Memory: uint64(s.Memory), MemoryLimit: uint64(s.MemoryLimit), PIDs: uint64(s.PIDs),
+			Received: s.Received, Sent: s.Sent,
+		})
+	}
+	return u, nil
 }
 
 // Images implements agentapi.NodeServices.

@@ -342,6 +342,20 @@ func (n *node) observed(id cluster.ID) *agent.Observed {
 	return nil
 }
 
+// stats is what a running task uses; all zero when the node does not tell of it.
+func (n *node) stats(id cluster.ID) runtime.Stats {
+	n.t.Helper()
+	all, err := n.StatsOfAll(n.t.Context())
+	if err != nil {
+		n.t.Fatalf("stats: %v", err)
+	}
+	i := slices.IndexFunc(all, func(s runtime.Stats) bool { return s.Task == id })
+	if i < 0 {
+		return runtime.Stats{}
+	}
+	return all[i]
+}
+
 // waitExit waits for the task's end.
 func (n *node) waitExit(id cluster.ID) cluster.Exit {
 	n.t.Helper()

@@ -343,3 +343,18 @@ func TestRecords(t *testing.T) {
 		t.Errorf("after remove: %v, %+v", err, again.exit(id))
 	}
 }
+
+func TestTraffic(t *testing.T) {
+	dev := `Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:     999       9    0    0    0     0          0         0      999       9    0    0    0     0       0          0
+  eth0: 1234567      10    0    0    0     0          0         0       89       1    0    0    0     0       0          0
+eth1:1 1 0 0 0 0 0 0 2 1 0 0 0 0 0 0
+`
+	if in, out := traffic(dev); in != 1234568 || out != 91 {
+		t.Errorf("received %d, sent %d, want 1234568 and 91", in, out)
+	}
+	if in, out := traffic("nonsense: x\n"); in != 0 || out != 0 {
+		t.Errorf("nonsense gave %d and %d", in, out)
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"baton/internal/model/cluster"
+	"baton/internal/model/spec"
 )
 
 // Execution is one interactive command in a container, for `baton exec`.
@@ -57,6 +58,20 @@ type Stats struct {
 	Memory      uint64        `json:"memory"` // bytes, without reclaimable cache
 	MemoryLimit uint64        `json:"memoryLimit,omitempty"`
 	PIDs        uint64        `json:"pids"`
+	// Received and Sent are bytes over the task's own network; zero with that of the host.
+	Received uint64 `json:"received,omitempty"`
+	Sent     uint64 `json:"sent,omitempty"`
+}
+
+// Usage is what a node and its running tasks use.
+type Usage struct {
+	At         time.Time     `json:"at"`
+	CPU        time.Duration `json:"cpu"`  // used so far, by everything on the machine
+	Busy       spec.MilliCPU `json:"busy"` // in use of late
+	Cores      spec.MilliCPU `json:"cores"`
+	Memory     spec.Bytes    `json:"memory"` // that cannot be had for new processes
+	MemorySize spec.Bytes    `json:"memorySize"`
+	Tasks      []Stats       `json:"tasks,omitempty"`
 }
 
 // FilesOptions say what is copied.
@@ -84,7 +99,7 @@ type NodeServices interface {
 	// Files opens a copy out of a task, which is read as a tar stream, or into one, which is written as one: after CloseWrite, a
 	// Read tells with io.EOF that all is there. ctx is as for Dial.
 	Files(ctx context.Context, task cluster.ID, o FilesOptions) (Conn, error)
-	Stats(ctx context.Context, task cluster.ID) (Stats, error)
+	Usage(ctx context.Context) (Usage, error)
 	Images(ctx context.Context) ([]Image, error)
 	// LoadImage imports an OCI or docker archive and returns the references it held.
 	LoadImage(ctx context.Context, archive io.Reader) ([]string, error)

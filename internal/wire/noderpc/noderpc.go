@@ -30,9 +30,6 @@ const (
 )
 
 type (
-	taskIn struct {
-		Task cluster.ID `json:"task"`
-	}
 	logsIn struct {
 		Task    cluster.ID          `json:"task"`
 		Options agentapi.LogOptions `json:"options"`
@@ -62,12 +59,12 @@ type Find func(ctx context.Context, node cluster.ID) (agentapi.NodeServices, err
 // Serve adds the services of the nodes that find knows to a server.
 func Serve(s *grpc.Server, find Find) {
 	t := rpc.NewTable(service)
-	rpc.Unary(t, "Stats", func(ctx context.Context, in taskIn) (agentapi.Stats, error) {
+	rpc.Unary(t, "Usage", func(ctx context.Context, _ empty) (agentapi.Usage, error) {
 		n, err := target(ctx, find)
 		if err != nil {
-			return agentapi.Stats{}, err
+			return agentapi.Usage{}, err
 		}
-		return n.Stats(ctx, in.Task)
+		return n.Usage(ctx)
 	})
 	rpc.Unary(t, "Images", func(ctx context.Context, _ empty) (imagesOut, error) {
 		n, err := target(ctx, find)
@@ -198,9 +195,9 @@ func said(ctx context.Context, err error) error {
 	return errors.New(rpc.Message(err))
 }
 
-// Stats implements agentapi.NodeServices.
-func (c Client) Stats(ctx context.Context, task cluster.ID) (agentapi.Stats, error) {
-	out, err := rpc.Call[agentapi.Stats](c.context(ctx), c.conn, service, "Stats", taskIn{task})
+// Usage implements agentapi.NodeServices.
+func (c Client) Usage(ctx context.Context) (agentapi.Usage, error) {
+	out, err := rpc.Call[agentapi.Usage](c.context(ctx), c.conn, service, "Usage", empty{})
 	return out, said(ctx, err)
 }
 

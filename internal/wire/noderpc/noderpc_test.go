@@ -8,6 +8,7 @@ import (
 	"io"
 	"iter"
 	"net"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -32,22 +33,23 @@ var (
 
 // fake is a node whose commands echo and whose images are what was loaded.
 type fake struct {
-	mu     sync.Mutex
-	loaded []byte
-	ended  error // why the last load ended early, or the last command's context
-	sizes  [][2]uint16
-	lines  int
-	closed int           // connections
-	gone   chan struct{} // closed when a command's context has ended
+	mu      sync.Mutex
+	loaded  []byte
+	ended   error // why the last load ended early, or the last command's context
+	sizes   [][2]uint16
+	lines   int
+	closed  int           // connections
+	trouble error         // of every question
+	gone    chan struct{} // closed when a command's context has ended
 }
 
 var _ agentapi.NodeServices = (*fake)(nil)
 
-func (f *fake) Stats(_ context.Context, task cluster.ID) (agentapi.Stats, error) {
-	if task != taskID {
-		return agentapi.Stats{}, errFew
-	}
-	return agentapi.Stats{Task: task, At: time.Unix(1, 2), CPU: 3, Memory: 4, PIDs: 5}, nil
+func (f *fake) Usage(context.Context) (agentapi.Usage, error) { return used, f.trouble }
+
+var used = agentapi.Usage{
+	At: time.Unix(1, 2).UTC(), CPU: 9, Busy: 8, Cores: 7, Memory: 6, MemorySize: 5,
+	Tasks: []agentapi.Stats{{Task: taskID, At: time.Unix(1, 3).UTC(), CPU: 3, Memory: 4, MemoryLimit: 5, PIDs: 6, Received: 7, Sent: 8}},
 }
 
 // Dial connects to an echo at port 7. Its answer ends when its input does.
@@ -241,12 +243,14 @@ func both(t *testing.T, test func(t *testing.T, f *fake, n agentapi.NodeServices
 }
 
 func TestQuestions(t *testing.T) {
-	both(t, func(t *testing.T, _ *fake, n agentapi.NodeServices) {
-		st, err := n.Stats(t.Context(), taskID)
-		if err != nil || !st.At.Equal(time.Unix(1, 2)) || st.Task != taskID || st.CPU != 3 || st.Memory != 4 || st.PIDs != 5 {
-			t.Errorf("stats: %+v, %v", st, err)
+	both(t, func(t *testing.T, f *fake, n agentapi.NodeServices) {
+		u, err := n.Usage(t.Context())
+		u.At, u.Tasks[0].At = u.At.UTC(), u.Tasks[0].At.UTC()
+		if err != nil || !reflect.DeepEqual(u, used) {
+			t.Errorf("usage: %+v, %v, want %+v", u, err, used)
 		}
-		if _, err := n.Stats(t.Context(), nodeID); err == nil || err.Error() != errFew.Error() {
+		f.trouble = errFew
+		if _, err := n.Usage(t.Context()); err == nil || err.Error() != errFew.Error() {
 			t.Errorf("an error is not what the node said: %v", err)
 		}
 		if list, err := n.Images(t.Context()); err != nil || len(list) != 1 || list[0].Ref != "app:1" {
@@ -267,7 +271,7 @@ func TestUnknownNodeIsRefused(t *testing.T) {
 			return nil, errors.New("not connected")
 		})
 		n := NewClient(c, nodeID)
-		_, serr := n.Stats(t.Context(), taskID)
+		_, serr := n.Usage(t.Context())
 		_, lerr := n.LoadImage(t.Context(), strings.NewReader("x"))
 		_, xerr := n.Exec(t.Context(), taskID, agentapi.Execution{Argv: []string{"echo"}})
 		var gerr error
