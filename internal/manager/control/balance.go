@@ -2,6 +2,7 @@ package control
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"baton/internal/manager/stacks"
@@ -125,6 +126,15 @@ func (e *Engine) movable(now time.Time) (due, later []schedule.Group, more bool)
 
 func before(a, b cluster.ID) bool { return string(a[:]) < string(b[:]) }
 
+// stays reports whether the tasks of a revision are not to be moved: the node has something that they would miss, their
+// replacement would be an outage, or they do work that another task would have to do again.
+func (e *Engine) stays(rev *cluster.Revision) bool {
+	sp := &rev.Spec
+	keeps := func(m spec.Mount) bool { return m.Kind != spec.MountTmpfs }
+	return sp.Mode != spec.Replicated || sp.Update.Order == spec.StopFirst || sp.Restart.Condition != spec.RestartAny ||
+		slices.ContainsFunc(sp.Mounts, keeps) || stacks.Exclusive(e.snap, rev)
+}
+
 // calm reports whether the tasks of a service may be moved, which, and from when on: it keeps nothing on a node, replaces
 // start-first, is as it is wanted, and nothing else goes on in it.
 func (e *Engine) calm(s *cluster.Service, now time.Time) (g schedule.Group, at time.Time, ok bool) {
@@ -132,8 +142,7 @@ func (e *Engine) calm(s *cluster.Service, now time.Time) (g schedule.Group, at t
 	if !found || s.Removing || !s.Status.Converged || s.Rollout.State != cluster.RolloutCompleted || s.Rollout.To != s.Revision {
 		return g, at, false
 	}
-	sp := &rev.Spec
-	if sp.Mode != spec.Replicated || sp.Update.Order == spec.StopFirst || len(rev.Volumes) > 0 || stacks.Exclusive(e.snap, rev) {
+	if e.stays(rev) {
 		return g, at, false
 	}
 	g = schedule.Group{Service: s, Revision: rev, Now: now}

@@ -78,6 +78,9 @@ func TestWhatMayNotBeMovedStays(t *testing.T) {
 	}{
 		{"stop-first", stopFirst},
 		{"pack", spec.Service{Name: "web", Image: "web:1", Replicas: 6, Placement: spec.Placement{Strategy: spec.StrategyPack}}},
+		{"job", spec.Service{Name: "web", Image: "web:1", Replicas: 6, Restart: spec.RestartPolicy{Condition: spec.RestartOnFailure}}},
+		{"directory of the node", spec.Service{Name: "web", Image: "web:1", Replicas: 6, Mounts: []spec.Mount{{Kind: spec.MountBind, Source: "/srv", Target: "/data"}}}},
+		{"volume without a name", spec.Service{Name: "web", Image: "web:1", Replicas: 6, Mounts: []spec.Mount{{Kind: spec.MountVolume, Target: "/data"}}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w, late := balanced(t, c.spec)

@@ -54,6 +54,13 @@ func TestMoveThatFailsLeavesTheOlderTask(t *testing.T) {
 			w.node(3, func(n *cluster.Node) { n.State = cluster.NodeUnknown })
 			w.in.Now = w.in.Now.Add(time.Minute)
 		},
+		"is not ready in time": func(w *world, _ cluster.ID) {
+			p := w.plan(t)
+			if p.WakeAt.IsZero() || p.WakeAt.After(w.in.Now.Add(web().Update.Deadline)) {
+				t.Errorf("looks again at %s", p.WakeAt)
+			}
+			w.in.Now = w.in.Now.Add(web().Update.Deadline)
+		},
 	}
 	for name, change := range cases {
 		t.Run(name, func(t *testing.T) {

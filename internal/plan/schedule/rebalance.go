@@ -172,7 +172,7 @@ func (m *mover) takes(n *node) bool {
 	if m.sources[n.ID] || m.group.Now.Sub(n.StateSince) < m.steady {
 		return false
 	}
-	if m.suspicion(n) > 0 || m.view.failed(n.ID, m.group.Service.ID, m.group.Now) > 0 {
+	if m.suspicion(n) > 0 || m.failed(n) > 0 {
 		return false
 	}
 	_, refused := m.need.refuse(n)

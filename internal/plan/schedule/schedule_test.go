@@ -169,7 +169,7 @@ func TestLocalityAndFailures(t *testing.T) {
 	}
 	v.RemoveTask(id('t', 1))
 	for i := range failuresDefer {
-		task := &cluster.Task{Meta: cluster.Meta{ID: id('f', i)}, Service: g.Service.ID, Node: id('n', 3), Observed: cluster.ObservedRunning}
+		task := &cluster.Task{Meta: cluster.Meta{ID: id('f', i)}, Service: g.Service.ID, Revision: g.Revision.ID, Node: id('n', 3), Observed: cluster.ObservedRunning}
 		v.PutTask(task, &g.Revision.Spec)
 		ended := cluster.Copy(task)
 		ended.Observed, ended.Ended = cluster.ObservedFailed, now
