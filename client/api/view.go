@@ -115,6 +115,22 @@ type Node struct {
 	Tasks    int           `json:"tasks" doc:"tasks that have not ended"`
 	Reserved spec.MilliCPU `json:"reservedCPU"`
 	Memory   spec.Bytes    `json:"reservedMemory"`
+	Avoided  string        `json:"avoided,omitempty" doc:"why tasks are placed elsewhere as long as they fit there; empty for most nodes"`
+}
+
+// Move is a task that is better placed on another node.
+type Move struct {
+	Task   string     `json:"task" doc:"stack/service/slot"`
+	ID     cluster.ID `json:"id"`
+	From   string     `json:"from" doc:"name of the node where it runs"`
+	To     string     `json:"to" doc:"name of the node where it is better placed"`
+	Reason string     `json:"reason" doc:"what is more even then"`
+}
+
+// Balance is what there is to do to even out the load of the nodes.
+type Balance struct {
+	Moves    []Move `json:"moves" doc:"in the order in which they are made"`
+	UnderWay int    `json:"underWay" doc:"moves that have begun and not ended"`
 }
 
 // Material is one version of a secret or config, without its content.

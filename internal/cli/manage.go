@@ -271,6 +271,22 @@ func (a *app) loadImage(ctx context.Context, node, name string) error {
 	return nil
 }
 
+// nodeRow is a line of `node ls`.
+func nodeRow(n api.Node) []string {
+	role, availability, subnet := "worker", string(n.Availability), ""
+	if n.Manager {
+		role = "manager"
+	}
+	if n.Avoided != "" {
+		availability += " (avoided)"
+	}
+	if n.Subnet.IsValid() {
+		subnet = n.Subnet.String()
+	}
+	return []string{n.Name, string(n.State), availability, role, strconv.Itoa(n.Tasks), millis(n.Reserved) + "/" + millis(n.Description.CPU),
+		size(int64(n.Memory)) + "/" + size(int64(n.Description.Memory)), n.Description.Version, n.ID.Short(), subnet}
+}
+
 func (a *app) nodeCmd() *cobra.Command {
 	cmd := &cobra.Command{Use: "node", Short: "Manage nodes"}
 	ls := &cobra.Command{
@@ -286,16 +302,7 @@ func (a *app) nodeCmd() *cobra.Command {
 			}
 			t := &table{head: []string{"NAME", "STATE", "AVAILABILITY", "ROLE", "TASKS", "CPU", "MEMORY", "VERSION", "ID", "SUBNET"}, wide: 2}
 			for _, n := range all {
-				role := "worker"
-				if n.Manager {
-					role = "manager"
-				}
-				subnet := ""
-				if n.Subnet.IsValid() {
-					subnet = n.Subnet.String()
-				}
-				t.add(n.Name, string(n.State), string(n.Availability), role, strconv.Itoa(n.Tasks),
-					millis(n.Reserved)+"/"+millis(n.Description.CPU), size(int64(n.Memory))+"/"+size(int64(n.Description.Memory)), n.Description.Version, n.ID.Short(), subnet)
+				t.add(nodeRow(n)...)
 			}
 			return list(a, all, t, func(n api.Node) string { return n.Name })
 		},
@@ -339,5 +346,6 @@ func (a *app) nodeCmd() *cobra.Command {
 	}
 	cmd.AddCommand(ls, inspect, label)
 	cmd.AddCommand(append(a.availabilityCmds(), a.roleCmds()...)...)
+	cmd.AddCommand(a.rebalanceCmd())
 	return cmd
 }

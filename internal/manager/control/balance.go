@@ -20,6 +20,8 @@ const (
 	balanceCoolDown   = 10 * time.Minute // before a slot is moved again, also after a move that failed
 	balanceEvery      = 5 * time.Second  // look at most so often
 	balanceLook       = 100              // services looked at each time, in turn
+	balanceAsked      = time.Hour        // for so long nothing need be steady or cool down that was there when somebody asked
+	balancePlan       = 200              // moves of one answer to somebody who asks what would be moved
 )
 
 // balance is the engine's book of moves that even out the load.
@@ -70,11 +72,12 @@ func (e *Engine) decideBalance(now time.Time) (Decision, error) {
 		return d, nil
 	}
 	b.next = now.Add(balanceEvery)
-	limits := schedule.RebalanceLimits{PerService: balancePerService, Cluster: balanceInCluster - e.movesUnderWay(), Steady: balanceSteady}
+	asked := e.asked(now)
+	limits := schedule.RebalanceLimits{PerService: balancePerService, Cluster: balanceInCluster - e.movesUnderWay(), Steady: balanceSteady, Asked: asked}
 	if limits.Cluster <= 0 || e.view.Len() < 2 {
 		return d, nil // the end of a move marks this again
 	}
-	due, later, more := e.movable(now)
+	due, later, more := e.movable(now, asked)
 	moves := schedule.Rebalance(e.view, due, limits)
 	for _, m := range moves {
 		if err := e.startMove(&d, m, now); err != nil {
@@ -89,8 +92,17 @@ func (e *Engine) decideBalance(now time.Time) (Decision, error) {
 	return d, nil
 }
 
+// asked is when somebody asked for moves; zero when that is long ago.
+func (e *Engine) asked(now time.Time) time.Time {
+	settings, ok := e.snap.Settings()
+	if !ok || now.Sub(settings.RebalanceAt) > balanceAsked {
+		return time.Time{}
+	}
+	return settings.RebalanceAt
+}
+
 // movable gathers the next services whose tasks may be moved now, and those that may be moved later when nothing happens.
-func (e *Engine) movable(now time.Time) (due, later []schedule.Group, more bool) {
+func (e *Engine) movable(now, asked time.Time) (due, later []schedule.Group, more bool) {
 	looked := 0
 	pass := func(after bool) {
 		for s := range store.All[*cluster.Service](e.snap) {
@@ -102,7 +114,7 @@ func (e *Engine) movable(now time.Time) (due, later []schedule.Group, more bool)
 				continue
 			}
 			looked++
-			group, at, ok := e.calm(s, now)
+			group, at, ok := e.calm(s, now, asked)
 			switch {
 			case ok && !at.After(now):
 				due = append(due, group)
@@ -136,8 +148,9 @@ func (e *Engine) stays(rev *cluster.Revision) bool {
 }
 
 // calm reports whether the tasks of a service may be moved, which, and from when on: it keeps nothing on a node, replaces
-// start-first, is as it is wanted, and nothing else goes on in it.
-func (e *Engine) calm(s *cluster.Service, now time.Time) (g schedule.Group, at time.Time, ok bool) {
+// start-first, is as it is wanted, and nothing else goes on in it. What somebody asked for waits for no task to be steady that
+// was ready then or was moved since, and for no slot to cool down that was moved before.
+func (e *Engine) calm(s *cluster.Service, now, asked time.Time) (g schedule.Group, at time.Time, ok bool) {
 	rev, found := store.Get[*cluster.Revision](e.snap, s.Revision)
 	if !found || s.Removing || !s.Status.Converged || s.Rollout.State != cluster.RolloutCompleted || s.Rollout.To != s.Revision {
 		return g, at, false
@@ -149,7 +162,7 @@ func (e *Engine) calm(s *cluster.Service, now time.Time) (g schedule.Group, at t
 	cooling := make(map[int]time.Time)
 	var live []*cluster.Task
 	for t := range e.snap.TasksByService(s.ID) {
-		if t.Moved && t.Created.Add(balanceCoolDown).After(now) {
+		if t.Moved && t.Created.After(asked) && t.Created.Add(balanceCoolDown).After(now) {
 			cooling[t.Slot] = t.Created.Add(balanceCoolDown)
 		}
 		if t.Observed.Terminal() {
@@ -162,7 +175,9 @@ func (e *Engine) calm(s *cluster.Service, now time.Time) (g schedule.Group, at t
 		if !t.Endpoint() || node == nil || node.State != cluster.NodeReady || node.Availability == cluster.NodeDrain || t.Revision != s.Revision {
 			return g, at, false
 		}
-		at = latest(at, t.ReadySince.Add(balanceSteady))
+		if byAsking := t.Moved && !asked.IsZero(); t.ReadySince.After(asked) && !byAsking {
+			at = latest(at, t.ReadySince.Add(balanceSteady))
+		}
 		live = append(live, t)
 	}
 	if len(live) != s.Replicas {

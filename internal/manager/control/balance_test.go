@@ -119,3 +119,33 @@ func TestManyServicesMoveWithinTheBudget(t *testing.T) {
 		t.Errorf("moves by service %v, want one in each of %d", moved, balanceInCluster)
 	}
 }
+
+// TestAskedForMovesWaitForNothing compares what is planned, what is left on the way and what is done.
+func TestAskedForMovesWaitForNothing(t *testing.T) {
+	w, late := balanced(t, spec.Service{Name: "web", Image: "web:1", Replicas: 6})
+	w.work(time.Second)
+	planned, err := PlanBalance(w.st.Fork(), w.now, false)
+	if err != nil || len(planned.Moves) != 2 || planned.Moves[0].To != "late" {
+		t.Fatalf("planned %+v, %v, want two moves to the new node", planned, err)
+	}
+	if left, err := PlanBalance(w.st.Fork(), w.now, true); err != nil || len(left.Moves) != 0 {
+		t.Fatalf("left %+v, %v, and nobody asked", left, err)
+	}
+	settings, _ := w.st.Snapshot().Settings()
+	asked := cluster.Copy(settings)
+	asked.RebalanceAt = w.now
+	w.put(asked)
+	if left, err := PlanBalance(w.st.Fork(), w.now, true); err != nil || len(left.Moves) != 2 {
+		t.Fatalf("left %+v, %v, want both", left, err)
+	}
+	w.work(balanceSteady / 2)
+	if got := w.on(late); got != 2 {
+		t.Errorf("%d tasks on the new node half a minute after somebody asked, want 2", got)
+	}
+	if left, err := PlanBalance(w.st.Fork(), w.now, true); err != nil || len(left.Moves)+left.UnderWay != 0 {
+		t.Errorf("left %+v, %v, want nothing", left, err)
+	}
+	if again, err := PlanBalance(w.st.Fork(), w.now, false); err != nil || len(again.Moves) != 0 {
+		t.Errorf("planned again: %+v, %v", again, err)
+	}
+}

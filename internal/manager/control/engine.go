@@ -162,6 +162,8 @@ func (e *Engine) changed(o cluster.Object) error {
 		e.mark(cluster.KindNode, o.ID)
 		e.markNodeServices(o.ID)
 		e.markBalance()
+	case *cluster.Settings:
+		e.markBalance()
 	case *cluster.Volume:
 		e.view.PutVolume(o)
 		e.mark(cluster.KindVolume, o.ID)

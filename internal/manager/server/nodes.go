@@ -34,8 +34,11 @@ func (r reader) node(n *cluster.Node) api.Node {
 func (s *Server) listNodes() []api.Node {
 	snap := s.cfg.Store.Snapshot()
 	out := []api.Node{}
+	avoided := s.suspects(snap)
 	for n := range store.All[*cluster.Node](snap) {
-		out = append(out, reader{snap}.node(n))
+		doc := reader{snap}.node(n)
+		doc.Avoided = avoided[n.ID]
+		out = append(out, doc)
 	}
 	slices.SortFunc(out, func(a, b api.Node) int { return cmp.Compare(a.Name, b.Name) })
 	return out
@@ -47,7 +50,9 @@ func (s *Server) getNode(name string) (api.Node, error) {
 	if err != nil {
 		return api.Node{}, err
 	}
-	return reader{snap}.node(n), nil
+	doc := reader{snap}.node(n)
+	doc.Avoided = s.suspects(snap)[n.ID]
+	return doc, nil
 }
 
 // labelsMax bounds the labels of a node.

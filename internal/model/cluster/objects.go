@@ -360,6 +360,8 @@ type Settings struct {
 	// PortClaims counts the deployments that publish ports. Each writes it, so that two of them at once cannot take the same
 	// port: the second one is refused and looks again.
 	PortClaims uint64 `json:"portClaims,omitempty"`
+	// RebalanceAt is when somebody last asked to even out the load of the nodes at once.
+	RebalanceAt time.Time `json:"rebalanceAt,omitzero" cbor:"rebalanceAt,omitzero"`
 	// Unlock is the key that opens the sealing key on the managers' disks, sealed with that; empty: they lie there in clear.
 	Unlock []byte `json:"-" cbor:"unlock,omitempty"`
 }
