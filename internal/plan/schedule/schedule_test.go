@@ -317,7 +317,6 @@ func TestSpreadIsEven(t *testing.T) {
 		})
 		g := testGroup(rapid.IntRange(1, 60).Draw(t, "tasks"), func(s *spec.Service) {
 			if byZone && asked { // without it, the zones that all nodes are in are enough
-
 				s.Placement.Spread = []string{"node.labels.zone"}
 			}
 		})

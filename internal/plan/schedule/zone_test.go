@@ -2,7 +2,10 @@ package schedule
 
 import (
 	"fmt"
+	"math/rand"
 	"testing"
+
+	"pgregory.net/rapid"
 
 	"baton/internal/model/cluster"
 	"baton/internal/model/spec"
@@ -64,4 +67,38 @@ func TestFailuresOfOneRevisionSayNothingOfAnother(t *testing.T) {
 	if p := Assign(v, g, rng())[0]; p.NodeName != "n3" {
 		t.Errorf("placed on %s, want n3: another revision failed there", p.NodeName)
 	}
+}
+
+// TestZonesDifferByAtMostOneWhileTheyHaveRoom draws clusters with little room: only a full zone may have fewer tasks.
+func TestZonesDifferByAtMostOneWhileTheyHaveRoom(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		v := testView(rapid.IntRange(3, 12).Draw(t, "nodes"), func(_ int, n *cluster.Node) {
+			n.Description.CPU = spec.MilliCPU(rapid.IntRange(0, 5).Draw(t, "cpu")) * 1000
+		})
+		asked := rapid.Bool().Draw(t, "asked for")
+		g := testGroup(rapid.IntRange(1, 40).Draw(t, "tasks"), func(s *spec.Service) {
+			s.Resources.Reservations.CPU = 1000
+			if asked {
+				s.Placement.Spread = []string{"node.labels.zone"}
+			}
+		})
+		count := map[string]int{}
+		for _, p := range Assign(v, g, rand.New(rand.NewSource(rapid.Int64().Draw(t, "seed")))) {
+			if !p.Node.IsZero() {
+				count[v.byID[p.Node].Labels["zone"]]++
+			}
+		}
+		room := map[string]bool{}
+		for _, n := range v.nodes {
+			cpu, _ := v.Free(n.ID)
+			room[n.Labels["zone"]] = room[n.Labels["zone"]] || cpu >= 1000
+		}
+		for small := range room {
+			for large, n := range count {
+				if room[small] && n-count[small] > 1 {
+					t.Fatalf("zone %s has %d and room, zone %s has %d", small, count[small], large, n)
+				}
+			}
+		}
+	})
 }
