@@ -19,9 +19,9 @@ const (
 	balanceSteady     = time.Minute      // for so long the new node, and every task of the service, must have been ready
 	balanceCoolDown   = 10 * time.Minute // before a slot is moved again, also after a move that failed
 	balanceEvery      = 5 * time.Second  // look at most so often
-	balanceLook       = 100              // services looked at each time, in turn
+	balanceLook       = 100              // services looked at each time, in turn; fewer in a large cluster
+	balanceWork       = 20_000           // nodes times services looked at each time: the loop has other things to do
 	balanceAsked      = time.Hour        // for so long nothing need be steady or cool down that was there when somebody asked
-	balancePlan       = 200              // moves of one answer to somebody who asks what would be moved
 )
 
 // balance is the engine's book of moves that even out the load.
@@ -29,7 +29,8 @@ type balance struct {
 	on    bool
 	moved map[cluster.ID]bool // live tasks that were moved
 	next  time.Time           // not before
-	from  cluster.ID          // the service to begin with
+	from  cluster.ID          // the service to begin with; zero: a new round
+	again bool                // something changed since the round began
 }
 
 // Balance makes the engine even out the load by moving tasks that run. Without it, as in a preview, they stay.
@@ -45,6 +46,7 @@ func (b *balance) follow(t *cluster.Task) {
 
 func (e *Engine) markBalance() {
 	if e.balance.on {
+		e.balance.again = true
 		e.mark(cluster.KindSettings, cluster.SettingsID)
 	}
 }
@@ -102,37 +104,31 @@ func (e *Engine) asked(now time.Time) time.Time {
 }
 
 // movable gathers the next services whose tasks may be moved now, and those that may be moved later when nothing happens.
+// more is true until all services were looked at since something changed last.
 func (e *Engine) movable(now, asked time.Time) (due, later []schedule.Group, more bool) {
-	looked := 0
-	pass := func(after bool) {
-		for s := range store.All[*cluster.Service](e.snap) {
-			if looked >= balanceLook {
-				more, e.balance.from = true, s.ID
-				return
-			}
-			if before(s.ID, e.balance.from) == after {
-				continue
-			}
-			looked++
-			group, at, ok := e.calm(s, now, asked)
-			switch {
-			case ok && !at.After(now):
-				due = append(due, group)
-			case ok:
-				later = append(later, group)
-			}
+	b, looked := &e.balance, 0
+	limit := min(balanceLook, max(1, balanceWork/max(1, e.view.Len())))
+	if b.from.IsZero() {
+		b.again = false
+	}
+	for s := range store.All[*cluster.Service](e.snap) {
+		if before(s.ID, b.from) {
+			continue
+		}
+		if looked++; looked > limit {
+			b.from = s.ID
+			return due, later, true
+		}
+		group, at, ok := e.calm(s, now, asked)
+		switch {
+		case ok && !at.After(now):
+			due = append(due, group)
+		case ok:
+			later = append(later, group)
 		}
 	}
-	pass(true)
-	if more {
-		return due, later, true
-	}
-	if !e.balance.from.IsZero() {
-		pass(false)
-	}
-	if !more {
-		e.balance.from = cluster.ID{}
-	}
+	more = b.again && !b.from.IsZero() // the first ones were looked at before that
+	b.from = cluster.ID{}
 	return due, later, more
 }
 

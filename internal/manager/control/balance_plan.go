@@ -10,6 +10,11 @@ import (
 	"baton/internal/plan/schedule"
 )
 
+const (
+	planMax  = 200     // moves of one answer
+	planWork = 500_000 // nodes times services times moves that are looked at for it, about: in a large cluster it has the first moves only
+)
+
 // PlanBalance answers which moves would even out the load, one after the other, and how many are under way. With left, it is
 // what is left of the moves that somebody asked for last; else what there would be to do if somebody asked now.
 func PlanBalance(fork *store.Store, now time.Time, left bool) (api.Balance, error) {
@@ -29,7 +34,10 @@ func PlanBalance(fork *store.Store, now time.Time, left bool) (api.Balance, erro
 			groups = append(groups, g)
 		}
 	}
-	limits := schedule.RebalanceLimits{PerService: balancePlan, Cluster: balancePlan, Steady: balanceSteady, Asked: asked}
+	nodes := max(1, engine.view.Len())
+	groups = groups[:min(len(groups), max(1, planWork/nodes))]
+	count := min(planMax, max(balanceInCluster, planWork/nodes/max(1, len(groups))))
+	limits := schedule.RebalanceLimits{PerService: count, Cluster: count, Steady: balanceSteady, Asked: asked}
 	out := api.Balance{UnderWay: engine.movesUnderWay(), Moves: []api.Move{}}
 	for _, m := range schedule.Rebalance(engine.view, groups, limits) {
 		out.Moves = append(out.Moves, api.Move{

@@ -9,6 +9,7 @@ import (
 	"baton/internal/manager/store"
 	"baton/internal/model/cluster"
 	"baton/internal/model/spec"
+	"baton/internal/plan/schedule"
 )
 
 func balanced(t *testing.T, sp spec.Service) (*world, cluster.ID) {
@@ -147,5 +148,42 @@ func TestAskedForMovesWaitForNothing(t *testing.T) {
 	}
 	if again, err := PlanBalance(w.st.Fork(), w.now, false); err != nil || len(again.Moves) != 0 {
 		t.Errorf("planned again: %+v, %v", again, err)
+	}
+}
+
+// TestEveryServiceIsLookedAtAndThenNone has more services than are looked at once, of which the last one is uneven.
+func TestEveryServiceIsLookedAtAndThenNone(t *testing.T) {
+	w := newWorld(t, 2)
+	w.engine.Balance()
+	file := spec.Stack{Name: "shop"}
+	for i := range 2*balanceLook + balanceLook/2 {
+		file.Services = append(file.Services, spec.Service{Name: fmt.Sprintf("s%03d", i), Image: "web:1"})
+	}
+	w.deploy(file)
+	w.work(5 * time.Minute)
+	looks := 0
+	for w.engine.WakeAt().After(w.now) && looks < 10 {
+		w.now = w.engine.WakeAt()
+		if d, ok := w.next(); ok {
+			w.engine.Done(d, w.apply(d.Txn))
+		}
+		looks++
+	}
+	if looks == 10 {
+		t.Error("it looks again and again, and nothing changes")
+	}
+	all := 0
+	for range store.All[*cluster.Service](w.st.Snapshot()) {
+		all++
+	}
+	w.engine.balance.from, w.engine.balance.again = cluster.ID{}, true
+	seen, more := 0, true
+	for rounds := 0; more && rounds < 10; rounds++ {
+		var due, later []schedule.Group
+		due, later, more = w.engine.movable(w.now, time.Time{})
+		seen += len(due) + len(later)
+	}
+	if more || seen != all {
+		t.Errorf("looked at %d of %d services, more %v", seen, all, more)
 	}
 }

@@ -388,7 +388,11 @@ func BenchmarkAssign(b *testing.B) {
 	for _, tasks := range []int{1, 100, 1000} {
 		for _, spread := range []bool{false, true} {
 			b.Run(fmt.Sprintf("nodes=10000/tasks=%d/spread=%v", tasks, spread), func(b *testing.B) {
-				v := testView(10_000, nil)
+				v := testView(10_000, func(_ int, n *cluster.Node) {
+					if !spread {
+						n.Labels = nil // nor zones
+					}
+				})
 				g := testGroup(tasks, func(s *spec.Service) {
 					s.Resources.Reservations = spec.Reservations{CPU: 100, Memory: 64 << 20}
 					s.Placement.Constraints = []string{"node.platform.os == linux"}
