@@ -205,6 +205,17 @@ func (c *Client) PatchNode(ctx context.Context, name string, p api.NodePatch) (a
 	return send[api.Node](ctx, c, http.MethodPatch, path("nodes", name), nil, p)
 }
 
+// PlanBalance tells which tasks would be moved to even out the load of the nodes; with left, which of those are left that
+// Rebalance asked for.
+func (c *Client) PlanBalance(ctx context.Context, left bool) (api.Balance, error) {
+	return get[api.Balance](ctx, c, path("balance"), query{}.set("left", left))
+}
+
+// Rebalance asks for tasks to be moved now to even out the load of the nodes, and does not wait for it.
+func (c *Client) Rebalance(ctx context.Context) (api.Balance, error) {
+	return send[api.Balance](ctx, c, http.MethodPost, path("balance"), nil, nil)
+}
+
 // Material is a kind of versioned content.
 type Material string
 

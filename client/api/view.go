@@ -117,6 +117,7 @@ type Node struct {
 	Memory   spec.Bytes    `json:"reservedMemory"`
 	Leader   bool          `json:"leader,omitempty" doc:"of the managers"`
 	Used     *NodeUsage    `json:"used,omitempty" doc:"only when it was asked for"`
+	Avoided  string        `json:"avoided,omitempty" doc:"why tasks are placed elsewhere as long as they fit there; empty for most nodes"`
 }
 
 // NodeUsage is what everything on a node uses now.
@@ -135,6 +136,21 @@ type NodeUsage struct {
 type Top struct {
 	Nodes []NodeUsage `json:"nodes"`
 	Tasks []TaskStats `json:"tasks"`
+}
+
+// Move is a task that is better placed on another node.
+type Move struct {
+	Task   string     `json:"task" doc:"stack/service/slot"`
+	ID     cluster.ID `json:"id"`
+	From   string     `json:"from" doc:"name of the node where it runs"`
+	To     string     `json:"to" doc:"name of the node where it is better placed"`
+	Reason string     `json:"reason" doc:"what is more even then"`
+}
+
+// Balance is what there is to do to even out the load of the nodes.
+type Balance struct {
+	Moves    []Move `json:"moves" doc:"in the order in which they are made"`
+	UnderWay int    `json:"underWay" doc:"moves that have begun and not ended"`
 }
 
 // Material is one version of a secret or config, without its content.

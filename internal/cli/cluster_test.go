@@ -57,6 +57,14 @@ func (planner) Preview(_ context.Context, fork *store.Store, stack cluster.ID) (
 	return control.Preview(fork, stack, time.Now(), 1)
 }
 
+func (planner) Balance(_ context.Context, fork *store.Store, left bool) (api.Balance, error) {
+	return control.PlanBalance(fork, time.Now(), left)
+}
+
+func (planner) Suspects(snap store.Snapshot) map[cluster.ID]string {
+	return control.Suspects(snap, time.Now())
+}
+
 func id(n byte) cluster.ID { return cluster.ID{0: n, 15: n} }
 
 // newCluster starts a cluster whose control loops run when loops is set.

@@ -312,5 +312,6 @@ func (a *app) nodeCmd() *cobra.Command {
 	}
 	cmd.AddCommand(a.nodeLsCmd(), inspect, label)
 	cmd.AddCommand(append(a.availabilityCmds(), a.roleCmds()...)...)
+	cmd.AddCommand(a.rebalanceCmd())
 	return cmd
 }

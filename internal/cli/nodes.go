@@ -48,7 +48,11 @@ func (a *app) listNodes(ctx context.Context) error {
 		} else if u != nil {
 			note = u.Error
 		}
-		t.add(n.Name, string(n.State), string(n.Availability), roleOf(n), strconv.Itoa(n.Tasks), cpu, millis(n.Reserved)+"/"+millis(n.Description.CPU),
+		availability := string(n.Availability)
+		if n.Avoided != "" {
+			availability += " (avoided)"
+		}
+		t.add(n.Name, string(n.State), availability, roleOf(n), strconv.Itoa(n.Tasks), cpu, millis(n.Reserved)+"/"+millis(n.Description.CPU),
 			memory, size(int64(n.Memory))+"/"+size(int64(n.Description.Memory)), n.Description.Version, n.ID.Short(), subnet, note)
 	}
 	return list(a, all, t, func(n api.Node) string { return n.Name })

@@ -287,7 +287,10 @@ func (c *checker) machine(n *node) {
 
 // started checks a container that was just started: its volume may be written on another machine.
 func (c *checker) started(n *node, as *agentapi.Assignment) {
-	if t, ok := store.Get[*cluster.Task](c.w.store.Snapshot(), as.Task.ID); ok && t.Observed >= cluster.ObservedRunning {
+	t, ok := store.Get[*cluster.Task](c.w.store.Snapshot(), as.Task.ID)
+	// One that was lost with its node before it ran may start there: the node knows nothing of that until it is heard again.
+	unheard := ok && t.Observed == cluster.ObservedLost && t.Started.IsZero()
+	if ok && t.Observed >= cluster.ObservedRunning && !unheard {
 		c.w.fail("task %s ran before (%s) and is started again on %s", as.Task.ID.Short(), t.Observed, n.name)
 	}
 	for _, name := range as.Volumes {

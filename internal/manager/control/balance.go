@@ -2,6 +2,7 @@ package control
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"baton/internal/manager/stacks"
@@ -18,7 +19,9 @@ const (
 	balanceSteady     = time.Minute      // for so long the new node, and every task of the service, must have been ready
 	balanceCoolDown   = 10 * time.Minute // before a slot is moved again, also after a move that failed
 	balanceEvery      = 5 * time.Second  // look at most so often
-	balanceLook       = 100              // services looked at each time, in turn
+	balanceLook       = 100              // services looked at each time, in turn; fewer in a large cluster
+	balanceWork       = 20_000           // nodes times services looked at each time: the loop has other things to do
+	balanceAsked      = time.Hour        // for so long nothing need be steady or cool down that was there when somebody asked
 )
 
 // balance is the engine's book of moves that even out the load.
@@ -26,7 +29,8 @@ type balance struct {
 	on    bool
 	moved map[cluster.ID]bool // live tasks that were moved
 	next  time.Time           // not before
-	from  cluster.ID          // the service to begin with
+	from  cluster.ID          // the service to begin with; zero: a new round
+	again bool                // something changed since the round began
 }
 
 // Balance makes the engine even out the load by moving tasks that run. Without it, as in a preview, they stay.
@@ -42,6 +46,7 @@ func (b *balance) follow(t *cluster.Task) {
 
 func (e *Engine) markBalance() {
 	if e.balance.on {
+		e.balance.again = true
 		e.mark(cluster.KindSettings, cluster.SettingsID)
 	}
 }
@@ -69,11 +74,12 @@ func (e *Engine) decideBalance(now time.Time) (Decision, error) {
 		return d, nil
 	}
 	b.next = now.Add(balanceEvery)
-	limits := schedule.RebalanceLimits{PerService: balancePerService, Cluster: balanceInCluster - e.movesUnderWay(), Steady: balanceSteady}
+	asked := e.asked(now)
+	limits := schedule.RebalanceLimits{PerService: balancePerService, Cluster: balanceInCluster - e.movesUnderWay(), Steady: balanceSteady, Asked: asked}
 	if limits.Cluster <= 0 || e.view.Len() < 2 {
 		return d, nil // the end of a move marks this again
 	}
-	due, later, more := e.movable(now)
+	due, later, more := e.movable(now, asked)
 	moves := schedule.Rebalance(e.view, due, limits)
 	for _, m := range moves {
 		if err := e.startMove(&d, m, now); err != nil {
@@ -88,59 +94,71 @@ func (e *Engine) decideBalance(now time.Time) (Decision, error) {
 	return d, nil
 }
 
+// asked is when somebody asked for moves; zero when that is long ago.
+func (e *Engine) asked(now time.Time) time.Time {
+	settings, ok := e.snap.Settings()
+	if !ok || now.Sub(settings.RebalanceAt) > balanceAsked {
+		return time.Time{}
+	}
+	return settings.RebalanceAt
+}
+
 // movable gathers the next services whose tasks may be moved now, and those that may be moved later when nothing happens.
-func (e *Engine) movable(now time.Time) (due, later []schedule.Group, more bool) {
-	looked := 0
-	pass := func(after bool) {
-		for s := range store.All[*cluster.Service](e.snap) {
-			if looked >= balanceLook {
-				more, e.balance.from = true, s.ID
-				return
-			}
-			if before(s.ID, e.balance.from) == after {
-				continue
-			}
-			looked++
-			group, at, ok := e.calm(s, now)
-			switch {
-			case ok && !at.After(now):
-				due = append(due, group)
-			case ok:
-				later = append(later, group)
-			}
+// more is true until all services were looked at since something changed last.
+func (e *Engine) movable(now, asked time.Time) (due, later []schedule.Group, more bool) {
+	b, looked := &e.balance, 0
+	limit := min(balanceLook, max(1, balanceWork/max(1, e.view.Len())))
+	if b.from.IsZero() {
+		b.again = false
+	}
+	for s := range store.All[*cluster.Service](e.snap) {
+		if before(s.ID, b.from) {
+			continue
+		}
+		if looked++; looked > limit {
+			b.from = s.ID
+			return due, later, true
+		}
+		group, at, ok := e.calm(s, now, asked)
+		switch {
+		case ok && !at.After(now):
+			due = append(due, group)
+		case ok:
+			later = append(later, group)
 		}
 	}
-	pass(true)
-	if more {
-		return due, later, true
-	}
-	if !e.balance.from.IsZero() {
-		pass(false)
-	}
-	if !more {
-		e.balance.from = cluster.ID{}
-	}
+	more = b.again && !b.from.IsZero() // the first ones were looked at before that
+	b.from = cluster.ID{}
 	return due, later, more
 }
 
 func before(a, b cluster.ID) bool { return string(a[:]) < string(b[:]) }
 
+// stays reports whether the tasks of a revision are not to be moved: the node has something that they would miss, their
+// replacement would be an outage, or they do work that another task would have to do again.
+func (e *Engine) stays(rev *cluster.Revision) bool {
+	sp := &rev.Spec
+	keeps := func(m spec.Mount) bool { return m.Kind != spec.MountTmpfs }
+	return sp.Mode != spec.Replicated || sp.Update.Order == spec.StopFirst || sp.Restart.Condition != spec.RestartAny ||
+		slices.ContainsFunc(sp.Mounts, keeps) || stacks.Exclusive(e.snap, rev)
+}
+
 // calm reports whether the tasks of a service may be moved, which, and from when on: it keeps nothing on a node, replaces
-// start-first, is as it is wanted, and nothing else goes on in it.
-func (e *Engine) calm(s *cluster.Service, now time.Time) (g schedule.Group, at time.Time, ok bool) {
+// start-first, is as it is wanted, and nothing else goes on in it. What somebody asked for waits for no task to be steady that
+// was ready then or was moved since, and for no slot to cool down that was moved before.
+func (e *Engine) calm(s *cluster.Service, now, asked time.Time) (g schedule.Group, at time.Time, ok bool) {
 	rev, found := store.Get[*cluster.Revision](e.snap, s.Revision)
 	if !found || s.Removing || !s.Status.Converged || s.Rollout.State != cluster.RolloutCompleted || s.Rollout.To != s.Revision {
 		return g, at, false
 	}
-	sp := &rev.Spec
-	if sp.Mode != spec.Replicated || sp.Update.Order == spec.StopFirst || len(rev.Volumes) > 0 || stacks.Exclusive(e.snap, rev) {
+	if e.stays(rev) {
 		return g, at, false
 	}
 	g = schedule.Group{Service: s, Revision: rev, Now: now}
 	cooling := make(map[int]time.Time)
 	var live []*cluster.Task
 	for t := range e.snap.TasksByService(s.ID) {
-		if t.Moved && t.Created.Add(balanceCoolDown).After(now) {
+		if t.Moved && t.Created.After(asked) && t.Created.Add(balanceCoolDown).After(now) {
 			cooling[t.Slot] = t.Created.Add(balanceCoolDown)
 		}
 		if t.Observed.Terminal() {
@@ -153,7 +171,9 @@ func (e *Engine) calm(s *cluster.Service, now time.Time) (g schedule.Group, at t
 		if !t.Endpoint() || node == nil || node.State != cluster.NodeReady || node.Availability == cluster.NodeDrain || t.Revision != s.Revision {
 			return g, at, false
 		}
-		at = latest(at, t.ReadySince.Add(balanceSteady))
+		if byAsking := t.Moved && !asked.IsZero(); t.ReadySince.After(asked) && !byAsking {
+			at = latest(at, t.ReadySince.Add(balanceSteady))
+		}
 		live = append(live, t)
 	}
 	if len(live) != s.Replicas {

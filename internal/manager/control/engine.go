@@ -163,6 +163,8 @@ func (e *Engine) changed(o cluster.Object) error {
 		e.markNodeServices(o.ID)
 		e.markBalance()
 		e.markNodeVolumes(o.ID)
+	case *cluster.Settings:
+		e.markBalance()
 	case *cluster.Volume:
 		e.view.PutVolume(o)
 		e.mark(cluster.KindVolume, o.ID)

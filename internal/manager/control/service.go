@@ -278,11 +278,13 @@ func (w *serviceWriter) prepared(rev *cluster.Revision, tasks []*cluster.Task) m
 	var out map[cluster.ID]cluster.ID
 	for _, t := range tasks {
 		old, ok := store.Get[*cluster.Task](w.engine.snap, t.Replaces)
-		if !ok || old.Revision == rev.ID || old.StopSince.IsZero() && old.DrainSince.IsZero() && !w.stopping[old.ID] {
+		if !ok || old.StopSince.IsZero() && old.DrainSince.IsZero() && !w.stopping[old.ID] {
 			continue
 		}
 		node, ok := w.engine.nodesByID()[old.Node]
-		if !ok || !slices.ContainsFunc(node.Prepared, func(p cluster.Prepared) bool { return p.Revision == rev.ID && p.Present }) {
+		if !ok || !slices.ContainsFunc(node.Prepared, func(p cluster.Prepared) bool {
+			return p.Revision == rev.ID && p.Present && p.Since.Equal(w.service.Rollout.Started)
+		}) {
 			continue
 		}
 		if out == nil {

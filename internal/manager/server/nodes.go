@@ -36,11 +36,13 @@ func (s *Server) listNodes(ctx context.Context, used bool) []api.Node {
 	snap := s.cfg.Store.Snapshot()
 	leader, _ := s.members()
 	out := []api.Node{}
+	avoided := s.suspects(snap)
 	var nodes []*cluster.Node
 	for n := range store.All[*cluster.Node](snap) {
 		nodes = append(nodes, n)
 		doc := reader{snap}.node(n)
 		doc.Leader = n.ID.String() == leader
+		doc.Avoided = avoided[n.ID]
 		out = append(out, doc)
 	}
 	if used {
@@ -62,6 +64,7 @@ func (s *Server) getNode(name string) (api.Node, error) {
 	doc := reader{snap}.node(n)
 	leader, _ := s.members()
 	doc.Leader = n.ID.String() == leader
+	doc.Avoided = s.suspects(snap)[n.ID]
 	return doc, nil
 }
 

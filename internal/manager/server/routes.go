@@ -39,6 +39,7 @@ func (s *Server) routes() {
 	s.serviceRoutes()
 	s.releaseRoutes()
 	s.nodeRoutes()
+	s.balanceRoutes()
 	s.clusterRoutes()
 	s.materialRoutes("secrets", "Secret", cluster.KindSecret)
 	s.materialRoutes("configs", "Config", cluster.KindConfig)

@@ -43,6 +43,10 @@ type Planner interface {
 	// Preview looks at a fork of the store to which a deployment was applied, and returns what would happen to the tasks of
 	// the stack, in the order of service and slot. It may write to the fork. Equal states give equal answers.
 	Preview(ctx context.Context, fork *store.Store, stack cluster.ID) ([]api.Action, error)
+	// Balance tells which moves would even out the load of the nodes; with left, what is left of those asked for last.
+	Balance(ctx context.Context, fork *store.Store, left bool) (api.Balance, error)
+	// Suspects says, by node, why tasks are placed elsewhere.
+	Suspects(snap store.Snapshot) map[cluster.ID]string
 }
 
 // Limits of requests. The first three bound memory, the others the life of what a client forgot.

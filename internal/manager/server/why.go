@@ -45,6 +45,9 @@ func (s *Server) why(stack, name string) (api.Why, error) {
 		x.history(t.task)
 	case cluster.KindNode:
 		w.Target, w.Summary = t.node.Name, x.whyNode(t.node, 0)
+		if why := s.suspects(snap)[t.node.ID]; why != "" {
+			x.add(api.Reason{Depth: 1, Kind: "node", Subject: t.node.Name, State: "avoided", Text: why, Bad: true, ID: t.node.ID})
+		}
 		x.events(t.node.ID, 0, 1)
 	}
 	w.Reasons = x.out

@@ -377,6 +377,8 @@ type Settings struct {
 	PortClaims uint64 `json:"portClaims,omitempty"`
 	// Level is the cluster's feature level.
 	Level Level `json:"level,omitempty"`
+	// RebalanceAt is when somebody last asked to even out the load of the nodes at once.
+	RebalanceAt time.Time `json:"rebalanceAt,omitzero" cbor:"rebalanceAt,omitzero"`
 	// Unlock is the key that opens the sealing key on the managers' disks, sealed with that; empty: they lie there in clear.
 	Unlock []byte `json:"-" cbor:"unlock,omitempty"`
 }

@@ -1,10 +1,14 @@
 package reconcile
 
 import (
+	"slices"
 	"testing"
 	"time"
 
+	"pgregory.net/rapid"
+
 	"baton/internal/model/cluster"
+	"baton/internal/model/spec"
 )
 
 // moving is a settled service of two tasks, of which the first is being moved to the third node.
@@ -54,6 +58,13 @@ func TestMoveThatFailsLeavesTheOlderTask(t *testing.T) {
 			w.node(3, func(n *cluster.Node) { n.State = cluster.NodeUnknown })
 			w.in.Now = w.in.Now.Add(time.Minute)
 		},
+		"is not ready in time": func(w *world, _ cluster.ID) {
+			p := w.plan(t)
+			if p.WakeAt.IsZero() || p.WakeAt.After(w.in.Now.Add(web().Update.Deadline)) {
+				t.Errorf("looks again at %s", p.WakeAt)
+			}
+			w.in.Now = w.in.Now.Add(web().Update.Deadline)
+		},
 	}
 	for name, change := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -69,5 +80,54 @@ func TestMoveThatFailsLeavesTheOlderTask(t *testing.T) {
 				t.Error("the new one is wanted still")
 			}
 		})
+	}
+}
+
+// move begins to move a task when the service is as it is wanted, as the control loop does, and reports whether it did.
+func (h *history) move() bool {
+	s := h.in.Service
+	if h.sp.Mode == spec.Global || h.sp.Update.Order == spec.StopFirst || !s.Status.Converged || s.Rollout.State != cluster.RolloutCompleted {
+		return false
+	}
+	live := slices.DeleteFunc(slices.Clone(h.in.Tasks), func(t *cluster.Task) bool { return t.Observed.Terminal() })
+	if len(live) == 0 {
+		return false
+	}
+	task := cluster.Copy(live[rapid.IntRange(0, len(live)-1).Draw(h.t, "moved")])
+	to := id('n', rapid.IntRange(1, 3).Draw(h.t, "to"))
+	if to == task.Node || h.in.Nodes.Nodes[to].State != cluster.NodeReady || h.in.Nodes.Nodes[to].Availability != cluster.NodeActive {
+		return false
+	}
+	h.ids++
+	h.version++
+	task.Replaces, task.Moved, task.ID = task.ID, true, id('t', h.ids)
+	task.Version, task.Created, task.Node = h.version, h.in.Now, to
+	task.Observed, task.Ready, task.Started, task.ReadySince = cluster.ObservedAssigned, false, time.Time{}, time.Time{}
+	h.in.Tasks = append(h.in.Tasks, task)
+	return true
+}
+
+// TestHistoriesWithMoves lets anything happen in the midst of moves, holds every plan against the promises of the package and
+// expects that all is well in the end.
+func TestHistoriesWithMoves(t *testing.T) {
+	moves := 0
+	rapid.Check(t, func(t *rapid.T) {
+		h := newHistory(t)
+		h.settle(t, time.Hour)
+		for range rapid.IntRange(1, 40).Draw(t, "steps") {
+			switch rapid.IntRange(0, 3).Draw(t, "move") {
+			case 0:
+				if h.move() {
+					moves++
+				}
+			default:
+				h.step()
+			}
+			h.check()
+		}
+		h.converge()
+	})
+	if moves == 0 {
+		t.Error("no history has a move")
 	}
 }

@@ -235,33 +235,39 @@ func TestConvergence(t *testing.T) {
 			h.step()
 			h.check()
 		}
-		for n := 1; n <= 3; n++ {
-			h.node(n, func(n *cluster.Node) { n.State, n.Availability = cluster.NodeReady, cluster.NodeActive })
-		}
-		h.in.Blocked, h.manual = "", false
-		healed := h.in.Now
-		if h.in.Service.Rollout.State == cluster.RolloutFailed || h.in.Service.Rollout.State == cluster.RolloutPaused {
-			// As an operator resumes it.
-			h.service(func(s *cluster.Service) {
-				s.Rollout.State, s.Rollout.Failures, s.Rollout.Started = cluster.RolloutUpdating, 0, h.in.Now
-			})
-		}
-		h.settle(t, 30*time.Minute)
-		// What happened before may still end the rollout once; after another resume nothing is left that could.
-		if h.in.Service.Rollout.State != cluster.RolloutCompleted {
-			h.service(func(s *cluster.Service) {
-				s.Rollout.State, s.Rollout.Failures, s.Rollout.Started = cluster.RolloutUpdating, 0, h.in.Now
-			})
-			h.settle(t, 30*time.Minute)
-		}
-		st := h.in.Service.Status
-		if !st.Converged || st.Ready != st.Desired || st.Updated != st.Desired {
-			t.Fatalf("%s after all healed: %+v, rollout %+v\n%s", h.in.Now.Sub(healed), st, h.in.Service.Rollout, show(h.in.Tasks))
-		}
-		if h.in.Service.Rollout.State == cluster.RolloutCompleted && st.Waiting != "" {
-			t.Fatalf("converged and waiting: %+v", st)
-		}
+		h.converge()
 	})
+}
+
+// converge heals everything and expects that all that is wanted is there, in bounded time.
+func (h *history) converge() {
+	t := h.t
+	for n := 1; n <= 3; n++ {
+		h.node(n, func(n *cluster.Node) { n.State, n.Availability = cluster.NodeReady, cluster.NodeActive })
+	}
+	h.in.Blocked, h.manual = "", false
+	healed := h.in.Now
+	if h.in.Service.Rollout.State == cluster.RolloutFailed || h.in.Service.Rollout.State == cluster.RolloutPaused {
+		// As an operator resumes it.
+		h.service(func(s *cluster.Service) {
+			s.Rollout.State, s.Rollout.Failures, s.Rollout.Started = cluster.RolloutUpdating, 0, h.in.Now
+		})
+	}
+	h.settle(t, 30*time.Minute)
+	// What happened before may still end the rollout once; after another resume nothing is left that could.
+	if h.in.Service.Rollout.State != cluster.RolloutCompleted {
+		h.service(func(s *cluster.Service) {
+			s.Rollout.State, s.Rollout.Failures, s.Rollout.Started = cluster.RolloutUpdating, 0, h.in.Now
+		})
+		h.settle(t, 30*time.Minute)
+	}
+	st := h.in.Service.Status
+	if !st.Converged || st.Ready != st.Desired || st.Updated != st.Desired {
+		t.Fatalf("%s after all healed: %+v, rollout %+v\n%s", h.in.Now.Sub(healed), st, h.in.Service.Rollout, show(h.in.Tasks))
+	}
+	if h.in.Service.Rollout.State == cluster.RolloutCompleted && st.Waiting != "" {
+		t.Fatalf("converged and waiting: %+v", st)
+	}
 }
 
 func TestBackoffDoublesUpToItsMaximum(t *testing.T) {

@@ -35,12 +35,30 @@ func (p *planner) classify(s *slot) {
 }
 
 // succeeded reports whether another task is being started to take the place of t, only to even out the load. When that one
-// ends, or its node goes silent or is drained, t is as good as before.
+// ends, is not ready in time, or its node goes silent or is drained, t is as good as before.
 func (p *planner) succeeded(s *slot, t *cluster.Task) bool {
 	return slices.ContainsFunc(s.tasks, func(u *cluster.Task) bool {
 		at := p.place(u)
-		return u.Moved && u.Replaces == t.ID && running(u) && p.same(u.Revision, t.Revision) && (at == placeFine || at == placeSilent)
+		return u.Moved && u.Replaces == t.ID && running(u) && p.same(u.Revision, t.Revision) && (at == placeFine || at == placeSilent) && p.timely(u)
 	})
+}
+
+// moveMax bounds the wait for a moved task where its service has no deadline.
+const moveMax = 10 * time.Minute
+
+// timely reports whether a task that is to take over from one that serves is ready, or may still become so: a move that
+// never ends would keep its service from everything else that waits for it to be as wanted.
+func (p *planner) timely(t *cluster.Task) bool {
+	if t.Ready {
+		return true
+	}
+	limit := moveMax
+	if d := p.spec(t.Revision).Update.Deadline; d > 0 {
+		limit = d
+	}
+	at := t.Created.Add(limit)
+	p.wake(at)
+	return at.After(p.in.Now)
 }
 
 // better orders tasks by how much they are worth: serving ones first, then the further ones, then the older ones.

@@ -170,7 +170,8 @@ func (a *assignment) note(id cluster.ID) {
 	}
 }
 
-// descend takes the part with the fewest tasks first, level by level, and returns the best node there. A part where every
+// descend takes the part with the fewest tasks first, level by level, and returns the best node there; among parts with
+// equally many, the best node of them all, or every service of one task would go to the first zone. A part where every
 // node that fits is one to avoid comes after all others: an even spread is worth nothing where nothing runs.
 func (a *assignment) descend(b *branch) *candidate {
 	if b.full {
@@ -183,18 +184,25 @@ func (a *assignment) descend(b *branch) *candidate {
 	}
 	order := slices.Clone(b.children)
 	slices.SortStableFunc(order, func(x, y *branch) int { return x.tasks - y.tasks })
-	var last *candidate
-	for _, child := range order {
-		c := a.descend(child)
-		if c != nil && !c.deferred {
-			return c
+	var avoided *candidate
+	for len(order) > 0 {
+		var best *candidate
+		level := order[0].tasks
+		for len(order) > 0 && order[0].tasks == level {
+			if c := a.descend(order[0]); c != nil && (best == nil || c.before(best)) {
+				best = c
+			}
+			order = order[1:]
 		}
-		if last == nil {
-			last = c
+		if best != nil && !best.deferred {
+			return best
+		}
+		if avoided == nil {
+			avoided = best
 		}
 	}
-	b.full = last == nil
-	return last
+	b.full = avoided == nil
+	return avoided
 }
 
 // best returns the best candidate of a leaf. It stays on the heap; the next call sees what was charged to it.
@@ -304,8 +312,9 @@ func (a *assignment) take(t *cluster.Task, id cluster.ID) {
 // candidate is a node that fits, with its rank.
 type candidate struct {
 	node     *node
-	deferred bool // the service failed here again and again, or many did
+	deferred bool // the revision failed here again and again, or many did
 	tasks    int  // of the service on the node; only counts with strategy spread
+	total    int  // of all services, likewise: most tasks reserve nothing, and score the same anywhere
 	score    float64
 	rank     int  // order of the sample, breaks ties
 	stale    bool // charged since it was rated
@@ -315,7 +324,7 @@ func (a *assignment) rate(c *candidate) {
 	c.stale = false
 	c.deferred = a.deferred(c.node)
 	if a.spec.Placement.Strategy != spec.StrategyPack {
-		c.tasks = c.node.services[a.group.Service.ID]
+		c.tasks, c.total = c.node.services[a.group.Service.ID], c.node.total
 	}
 	var sum, weights float64
 	for _, p := range a.parts(c.node) {
@@ -327,7 +336,12 @@ func (a *assignment) rate(c *candidate) {
 
 // deferred reports whether a node comes after all others.
 func (a *assignment) deferred(n *node) bool {
-	return a.suspicion(n) > 0 || a.view.failed(n.ID, a.group.Service.ID, a.group.Now) >= failuresDefer
+	return a.suspicion(n) > 0 || a.failed(n) >= failuresDefer
+}
+
+// failed counts the recent failures of the group's revision on a node.
+func (a *assignment) failed(n *node) int {
+	return a.view.failedAs(n.ID, a.group.Revision, a.group.Service.ID, a.group.Now)
 }
 
 // suspicion is by how many failures the node stands out, 0 for most.
@@ -351,7 +365,7 @@ func (a *assignment) parts(n *node) []Part {
 		// Among equally full nodes the one with more tasks is the better one to fill up.
 		spread = Part{Name: "company", Value: 1 - 1/float64(1+n.total), Weight: weightLocality}
 	}
-	health := Part{Name: "health", Value: 1 / float64(1+a.view.failed(n.ID, a.group.Service.ID, a.group.Now)+a.suspicion(n)), Weight: weightHealth}
+	health := Part{Name: "health", Value: 1 / float64(1+a.failed(n)+a.suspicion(n)), Weight: weightHealth}
 	locality := Part{Name: "image", Weight: weightLocality}
 	if _, ok := n.images[a.spec.Image]; ok {
 		locality.Value = 1
@@ -366,23 +380,27 @@ func fraction(part, whole int64) float64 {
 	return math.Min(1, float64(part)/float64(whole))
 }
 
+// before reports whether c is the better choice.
+func (c *candidate) before(o *candidate) bool {
+	switch {
+	case c.deferred != o.deferred:
+		return o.deferred
+	case c.tasks != o.tasks:
+		return c.tasks < o.tasks
+	case c.score != o.score:
+		return c.score > o.score
+	case c.total != o.total:
+		return c.total < o.total
+	}
+	return c.rank < o.rank
+}
+
 // candidates is a heap with the best node on top.
 type candidates []*candidate
 
-func (h candidates) Len() int { return len(h) }
-func (h candidates) Less(i, j int) bool {
-	x, y := h[i], h[j]
-	switch {
-	case x.deferred != y.deferred:
-		return y.deferred
-	case x.tasks != y.tasks:
-		return x.tasks < y.tasks
-	case x.score != y.score:
-		return x.score > y.score
-	}
-	return x.rank < y.rank
-}
-func (h candidates) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
+func (h candidates) Len() int           { return len(h) }
+func (h candidates) Less(i, j int) bool { return h[i].before(h[j]) }
+func (h candidates) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
 
 // Push implements heap.Interface.
 func (h *candidates) Push(x any) { *h = append(*h, x.(*candidate)) }

@@ -11,7 +11,7 @@ import (
 const (
 	// failureWindow is how long a failure speaks against a node.
 	failureWindow = 5 * time.Minute
-	// failuresDefer is how many failures of a service within the window put a node behind all others for it. It must be less
+	// failuresDefer is how many failures of a revision within the window put a node behind all others for it. It must be less
 	// than the failures of one slot that fail a first deployment, or one bad node could fail it.
 	failuresDefer = 2
 	// failuresMax bounds the failures remembered per node and service.
@@ -23,6 +23,12 @@ const (
 	suspectFailures = 3
 )
 
+// failure is one task's bad end.
+type failure struct {
+	at       time.Time
+	revision cluster.ID
+}
+
 // fail notes that a task of the service ended badly on its node.
 func (v *View) fail(t *cluster.Task) {
 	bad := t.Observed == cluster.ObservedFailed || t.Observed == cluster.ObservedRejected
@@ -30,10 +36,10 @@ func (v *View) fail(t *cluster.Task) {
 		return
 	}
 	if v.failures[t.Node] == nil {
-		v.failures[t.Node] = make(map[cluster.ID][]time.Time)
+		v.failures[t.Node] = make(map[cluster.ID][]failure)
 	}
-	list := append(v.failures[t.Node][t.Service], t.Ended)
-	slices.SortFunc(list, time.Time.Compare) // what is stored is not read in the order in which it ended
+	list := append(v.failures[t.Node][t.Service], failure{t.Ended, t.Revision})
+	slices.SortFunc(list, func(a, b failure) int { return a.at.Compare(b.at) }) // what is stored is not read in the order in which it ended
 	v.failures[t.Node][t.Service] = list[max(0, len(list)-failuresMax):]
 }
 
@@ -43,7 +49,7 @@ func (v *View) failed(node, service cluster.ID, now time.Time) int {
 	if len(list) == 0 {
 		return 0
 	}
-	list = slices.DeleteFunc(list, func(at time.Time) bool { return now.Sub(at) > failureWindow })
+	list = slices.DeleteFunc(list, func(f failure) bool { return now.Sub(f.at) > failureWindow })
 	if len(list) > 0 {
 		v.failures[node][service] = list
 		return len(list)
@@ -53,6 +59,21 @@ func (v *View) failed(node, service cluster.ID, now time.Time) int {
 		delete(v.failures, node)
 	}
 	return 0
+}
+
+// failedAs counts the recent failures of one revision on a node. Those of others say nothing about it: what replaces a
+// revision that crashes, or comes back after it, may go anywhere.
+func (v *View) failedAs(node cluster.ID, rev *cluster.Revision, service cluster.ID, now time.Time) int {
+	if v.failed(node, service, now) == 0 {
+		return 0
+	}
+	n := 0
+	for _, f := range v.failures[node][service] {
+		if f.revision == rev.ID {
+			n++
+		}
+	}
+	return n
 }
 
 // Suspect is a node where tasks of several services fail that do not fail as often elsewhere.

@@ -37,8 +37,10 @@ func (v *View) spread(s *spec.Service) []string {
 // RebalanceLimits bound what one Rebalance moves.
 type RebalanceLimits struct {
 	PerService, Cluster int
-	// Steady is how long a node must have been ready before anything is moved to it.
+	// Steady is how long a node must have been ready before anything is moved to it, unless it was when Asked.
 	Steady time.Duration
+	// Asked is when somebody asked for the moves; zero: nobody did.
+	Asked time.Time
 }
 
 // Move is a running task that is better placed elsewhere.
@@ -69,7 +71,7 @@ func Rebalance(view *View, groups []Group, limits RebalanceLimits) []Move {
 			if perService[g.Service.ID] >= limits.PerService || g.Revision.Spec.Placement.Strategy == spec.StrategyPack {
 				continue
 			}
-			m := newMover(view, g, limits.Steady, sources).best(moves)
+			m := newMover(view, g, limits, sources).best(moves)
 			if m != nil && (best == nil || m.before(best)) {
 				best = m
 			}
@@ -100,13 +102,13 @@ func (m *Move) before(o *Move) bool {
 // mover looks for the best move of one service.
 type mover struct {
 	*assignment
-	steady  time.Duration
+	limits  RebalanceLimits
 	sources map[cluster.ID]bool
 	parts   map[string]int // tasks of the service by path of spread values
 }
 
-func newMover(view *View, g Group, steady time.Duration, sources map[cluster.ID]bool) *mover {
-	m := &mover{assignment: newAssignment(view, g), steady: steady, sources: sources, parts: make(map[string]int)}
+func newMover(view *View, g Group, limits RebalanceLimits, sources map[cluster.ID]bool) *mover {
+	m := &mover{assignment: newAssignment(view, g), limits: limits, sources: sources, parts: make(map[string]int)}
 	if len(m.keys) > 0 {
 		for _, n := range view.nodes {
 			for i := range m.keys {
@@ -169,10 +171,11 @@ func (m *mover) crowd(n *node) int {
 
 // takes reports whether a task may be moved to a node.
 func (m *mover) takes(n *node) bool {
-	if m.sources[n.ID] || m.group.Now.Sub(n.StateSince) < m.steady {
+	young := n.StateSince.After(m.limits.Asked) && m.group.Now.Sub(n.StateSince) < m.limits.Steady
+	if m.sources[n.ID] || young {
 		return false
 	}
-	if m.suspicion(n) > 0 || m.view.failed(n.ID, m.group.Service.ID, m.group.Now) > 0 {
+	if m.suspicion(n) > 0 || m.failed(n) > 0 {
 		return false
 	}
 	_, refused := m.need.refuse(n)

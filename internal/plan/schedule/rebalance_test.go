@@ -174,7 +174,7 @@ func TestRebalanceFillsANewNode(t *testing.T) {
 
 // crash lets a task of a service fail on a node.
 func crash(v *View, g Group, node, n int) {
-	task := &cluster.Task{Meta: cluster.Meta{ID: id('f', n)}, Service: g.Service.ID, Node: id('n', node), Observed: cluster.ObservedFailed, Ended: now}
+	task := &cluster.Task{Meta: cluster.Meta{ID: id('f', n)}, Service: g.Service.ID, Revision: g.Revision.ID, Node: id('n', node), Observed: cluster.ObservedFailed, Ended: now}
 	v.PutTask(task, &g.Revision.Spec) // a new leader sees it only once it has ended
 	v.PutTask(task, &g.Revision.Spec)
 }

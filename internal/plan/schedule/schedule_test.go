@@ -169,7 +169,7 @@ func TestLocalityAndFailures(t *testing.T) {
 	}
 	v.RemoveTask(id('t', 1))
 	for i := range failuresDefer {
-		task := &cluster.Task{Meta: cluster.Meta{ID: id('f', i)}, Service: g.Service.ID, Node: id('n', 3), Observed: cluster.ObservedRunning}
+		task := &cluster.Task{Meta: cluster.Meta{ID: id('f', i)}, Service: g.Service.ID, Revision: g.Revision.ID, Node: id('n', 3), Observed: cluster.ObservedRunning}
 		v.PutTask(task, &g.Revision.Spec)
 		ended := cluster.Copy(task)
 		ended.Observed, ended.Ended = cluster.ObservedFailed, now
@@ -317,7 +317,6 @@ func TestSpreadIsEven(t *testing.T) {
 		})
 		g := testGroup(rapid.IntRange(1, 60).Draw(t, "tasks"), func(s *spec.Service) {
 			if byZone && asked { // without it, the zones that all nodes are in are enough
-
 				s.Placement.Spread = []string{"node.labels.zone"}
 			}
 		})
@@ -389,7 +388,11 @@ func BenchmarkAssign(b *testing.B) {
 	for _, tasks := range []int{1, 100, 1000} {
 		for _, spread := range []bool{false, true} {
 			b.Run(fmt.Sprintf("nodes=10000/tasks=%d/spread=%v", tasks, spread), func(b *testing.B) {
-				v := testView(10_000, nil)
+				v := testView(10_000, func(_ int, n *cluster.Node) {
+					if !spread {
+						n.Labels = nil // nor zones
+					}
+				})
 				g := testGroup(tasks, func(s *spec.Service) {
 					s.Resources.Reservations = spec.Reservations{CPU: 100, Memory: 64 << 20}
 					s.Placement.Constraints = []string{"node.platform.os == linux"}

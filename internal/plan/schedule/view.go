@@ -3,7 +3,6 @@ package schedule
 import (
 	"cmp"
 	"slices"
-	"time"
 
 	"baton/internal/model/cluster"
 	"baton/internal/model/spec"
@@ -20,7 +19,7 @@ type View struct {
 	// waiting are charges on nodes that are not known yet.
 	waiting map[cluster.ID]map[cluster.ID]struct{}
 	// failures are the times of recent failures by node and service, oldest first.
-	failures map[cluster.ID]map[cluster.ID][]time.Time
+	failures map[cluster.ID]map[cluster.ID][]failure
 	zoned    int // nodes with a zone label
 }
 
@@ -50,7 +49,7 @@ func NewView() *View {
 		byID:    make(map[cluster.ID]*node),
 		tasks:   make(map[cluster.ID]charge),
 		volumes: make(map[cluster.ID]*cluster.Volume),
-		waiting: make(map[cluster.ID]map[cluster.ID]struct{}), failures: make(map[cluster.ID]map[cluster.ID][]time.Time),
+		waiting: make(map[cluster.ID]map[cluster.ID]struct{}), failures: make(map[cluster.ID]map[cluster.ID][]failure),
 	}
 }
 
