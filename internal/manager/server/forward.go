@@ -159,6 +159,8 @@ func fromSocket(ctx context.Context, conn *websocket.Conn, node agentapi.Conn) e
 		}
 		if len(b) == 0 {
 			_ = node.CloseWrite() // as above
+			// A client that only listens from now on may go away while the node has nothing to say: somebody must notice.
+			context.AfterFunc(conn.CloseRead(ctx), func() { _ = node.Close() })
 			return nil
 		}
 		if _, err := node.Write(b); err != nil {
