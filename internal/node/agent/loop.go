@@ -346,6 +346,7 @@ func (l *Loop) Step(now time.Time) time.Duration {
 	l.followNetwork(now)
 	next = min(next, untilRetry(l.net.retryAt, now))
 	l.record(now)
+	next = min(next, l.untilRecord(now))
 	l.outbox.acknowledge(l.net.done)
 	return max(next, time.Millisecond)
 }

@@ -50,13 +50,18 @@ type Standing struct {
 	Created time.Time  `json:"created"`
 }
 
+// recordEvery is the least time between two saves that nothing waits for.
+const recordEvery = 200 * time.Millisecond
+
 // recording is the loop's view of the record.
 type recording struct {
 	busy    bool
 	all     bool // the last save went wrong: what is on disk may be anything
 	retryAt time.Time
-	told    bool // users know that it goes wrong
-	network bool // node configuration or network state changed
+	told    bool      // users know that it goes wrong
+	network bool      // node configuration or network state changed
+	next    time.Time // when what nothing waits for is saved at the earliest
+	waits   bool      // something does
 	gone    []cluster.ID
 
 	// Under way, to be counted as saved once it is.
@@ -122,20 +127,22 @@ func (l *Loop) recallNetwork() {
 	l.net.update(0, l.memory.Network)
 }
 
-// record saves what changed, when the last save is over.
+// record saves what changed, when the last save is over. Each costs the disk a wait, so what nothing waits for is saved with what
+// comes soon after it.
 func (l *Loop) record(now time.Time) {
 	r := &l.rec
+	r.waits = false
 	if r.busy {
 		return
 	}
 	again := r.all && !now.Before(r.retryAt)
-	c := Change{Gone: r.gone}
+	c, gated := Change{Gone: r.gone}, again
 	r.saving = make(map[cluster.ID]uint64)
 	for _, t := range l.sorted() {
 		if t.last == nil || t.edition <= t.saved && !again {
 			continue
 		}
-		r.saving[t.id] = t.edition
+		r.saving[t.id], gated = t.edition, gated || t.gate > t.saved
 		c.Tasks = append(c.Tasks, t.remembered())
 	}
 	if r.net = r.network || again; r.net {
@@ -144,11 +151,22 @@ func (l *Loop) record(now time.Time) {
 	if len(c.Tasks) == 0 && len(c.Gone) == 0 && !r.net {
 		return
 	}
-	r.busy, r.left, r.network = true, len(r.gone), false
+	if r.waits = !gated && now.Before(r.next); r.waits {
+		return
+	}
+	r.busy, r.left, r.network, r.next = true, len(r.gone), false, now.Add(recordEvery)
 	if again {
 		r.all = false
 	}
 	l.hands.Record(c)
+}
+
+// untilRecord is the time until what waits is saved.
+func (l *Loop) untilRecord(now time.Time) time.Duration {
+	if l.rec.waits {
+		return l.rec.next.Sub(now)
+	}
+	return observeEvery
 }
 
 // Recorded takes the end of a save. A record that cannot be written holds nothing up: the managers know everything, too.
