@@ -34,7 +34,7 @@ func main() {
 
 func serve(ctx context.Context, o cli.ServerOptions) error {
 	return process.Serve(ctx, process.Config{
-		DataDir: o.DataDir, Name: o.Name, Join: o.Join, Listen: o.Listen, Advertise: o.Advertise, Mesh: cluster.Mesh(o.Mesh),
+		DataDir: o.DataDir, Name: o.Name, Join: o.Join, Listen: o.Listen, Advertise: o.Advertise, Mesh: cluster.Mesh(o.Mesh), Witness: o.Witness,
 		Logger: logger(os.Stderr, o.LogLevel), Ready: o.Ready,
 	})
 }

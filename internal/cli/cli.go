@@ -28,6 +28,7 @@ type ServerOptions struct {
 	// Listen and Advertise are where the node's port listens and how others reach it.
 	Listen, Advertise string
 	Mesh              string // of a new cluster
+	Witness           bool   // joins as a manager that only votes
 	// Ready is called once the server answers, with the path of its socket.
 	Ready func(socket string)
 }

@@ -26,9 +26,11 @@ func (a *app) joinCmd() *cobra.Command {
 		Long: `Join a cluster with this machine and run it as a node, a worker or a manager by the token. "baton token ls" on a manager
 prints the whole line. The token is bound to the cluster's authority: this machine joins that cluster or none.
 Give - to read the line from standard input, or set BATON_JOIN, so that it does not show in the list of processes.
-A machine that is a member already goes on as what it is.`,
+A machine that is a member already goes on as what it is.
+With --witness it becomes a manager that only votes, so that two other managers go on when either is lost. It runs no tasks.`,
 		Example: `  sudo baton join baton-worker-…@10.0.0.1:7701
-  sudo baton join - < line`,
+  sudo baton join - < line
+  sudo baton join --witness baton-manager-…@10.0.0.1:7701`,
 	}, func(_ *cobra.Command, args []string, o *ServerOptions) error {
 		o.Join = os.Getenv("BATON_JOIN")
 		switch {

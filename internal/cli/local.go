@@ -54,7 +54,9 @@ func (a *app) runCmd(cmd *cobra.Command, prepare func(*cobra.Command, []string, 
 	f.StringVar(&o.Listen, "listen", "", "where the port listens, HOST:PORT or :PORT (default: the first free one from 7701 on)")
 	f.StringVar(&o.Advertise, "advertise", "", "IP address by which other nodes reach this one (default: the one this machine reaches them from)")
 	f.StringVar(&level, "log-level", slog.LevelInfo.String(), "debug, info, warn or error")
-	if cmd.Name() != "join" {
+	if cmd.Name() == "join" {
+		f.BoolVar(&o.Witness, "witness", false, "join as a manager that only votes; with a manager's token")
+	} else {
 		f.StringVar(&o.Mesh, "mesh", "wireguard", "how the nodes of a new cluster are connected: wireguard, vxlan or routed")
 	}
 	return cmd

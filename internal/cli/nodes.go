@@ -63,6 +63,8 @@ func roleOf(n api.Node) string {
 	switch {
 	case n.Leader:
 		return "leader"
+	case n.Witness:
+		return "witness"
 	case n.Manager:
 		return "manager"
 	}

@@ -101,7 +101,7 @@ func (p *process) tryJoin(ctx context.Context, token transport.Token, address st
 	}
 	reply, err := uplink.Joining{
 		Network: transport.TCP{}, Token: token, Address: address, Credentials: p.creds,
-		Request: agentapi.JoinRequest{Nonce: f.Nonce, Node: f.ID, Name: f.Name, Listen: f.listen(), Hosts: hosts(f), Level: cluster.LevelNewest()},
+		Request: agentapi.JoinRequest{Nonce: f.Nonce, Node: f.ID, Name: f.Name, Listen: f.listen(), Hosts: hosts(f), Witness: p.cfg.Witness, Level: cluster.LevelNewest()},
 	}.Join(ctx)
 	if err != nil {
 		return err

@@ -55,6 +55,8 @@ type Config struct {
 	Name    string // of the node; default its hostname, and later the name of the first start
 	// Join is TOKEN@HOST:PORT of a cluster to join; empty: found one, or go on as what the node is.
 	Join string
+	// Witness joins as a manager that only votes. It counts at the first start.
+	Witness bool
 	// Listen is where the port listens (HOST:PORT), Advertise the IP address by which other nodes reach it. Defaults: the
 	// first free port from transport.PortDefault on; the address from which this machine reaches the others.
 	Listen, Advertise string

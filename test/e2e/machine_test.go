@@ -42,6 +42,7 @@ type machine struct {
 	ns      string // path of the node's namespace
 	outside string
 	binary  string // another build than that under test; empty: bin/baton
+	witness bool   // joins as one
 	server  *exec.Cmd
 	exited  chan error
 }
@@ -236,6 +237,9 @@ func (m *machine) launch() {
 		verb = "join"
 	}
 	cmd := exec.Command(cmp.Or(m.binary, binary), verb, "--data-dir", m.data, "--name", m.name, "--log-level", "debug")
+	if m.witness {
+		cmd.Args = append(cmd.Args, "--witness")
+	}
 	cmd.Env = append(os.Environ(), "BATON_JOIN="+m.join)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

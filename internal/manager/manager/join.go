@@ -52,6 +52,12 @@ func (m *Manager) join(ctx context.Context, in agentapi.JoinRequest) (agentapi.J
 		m.cfg.Logger.Warn("a machine was refused", "name", in.Name, "listen", in.Listen, "reason", err)
 		return agentapi.JoinReply{}, status.Error(codes.FailedPrecondition, err.Error())
 	}
+	switch {
+	case in.Witness && role != transport.RoleManager:
+		return agentapi.JoinReply{}, status.Error(codes.InvalidArgument, "a witness is a manager: join it with a manager's token, as `baton token ls manager` prints it")
+	case in.Witness && settings.Level.Or() < cluster.LevelLeases:
+		return agentapi.JoinReply{}, status.Errorf(codes.FailedPrecondition, "witnesses need feature level %d, and the cluster is at %d: bring all nodes to this version of baton first", cluster.LevelLeases, settings.Level.Or())
+	}
 	if err := m.addNode(ctx, in, at.Addr(), role); err != nil {
 		return agentapi.JoinReply{}, err
 	}
@@ -83,9 +89,13 @@ func (m *Manager) addNode(ctx context.Context, in agentapi.JoinRequest, at netip
 			return status.Errorf(codes.AlreadyExists, "a node named %s is a member already: give another --name, or remove that one with `baton node rm %s`", in.Name, in.Name)
 		}
 		var t store.Txn
+		availability := cluster.NodeActive
+		if in.Witness {
+			role, availability = "witness", cluster.NodeDrain
+		}
 		t.Put(&cluster.Node{
-			Meta: cluster.Meta{ID: in.Node, Created: now}, Name: in.Name, Manager: role == transport.RoleManager,
-			Availability: cluster.NodeActive, State: cluster.NodeUnknown, StateSince: now, Address: at, Joined: sum[:],
+			Meta: cluster.Meta{ID: in.Node, Created: now}, Name: in.Name, Manager: role != transport.RoleWorker, Witness: in.Witness,
+			Availability: availability, State: cluster.NodeUnknown, StateSince: now, Address: at, Joined: sum[:],
 			Description: cluster.NodeDescription{Listen: in.Listen, Level: in.Level},
 		})
 		t.Put(&cluster.Event{

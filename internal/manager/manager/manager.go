@@ -297,6 +297,15 @@ func (m *Manager) begin(ctx context.Context, term consensus.Term) (stop func()) 
 	ctx, cancel := context.WithCancel(ctx)
 	m.roster.Begin()
 	m.leads.Store(true)
+	if n, ok := m.Node(); ok && n.Witness {
+		done := make(chan struct{})
+		go func() { m.handOver(ctx); close(done) }()
+		return func() {
+			m.leads.Store(false)
+			cancel()
+			<-done
+		}
+	}
 	var loops sync.WaitGroup
 	loops.Go(func() {
 		if err := m.controller.Run(ctx); err != nil {
@@ -311,6 +320,22 @@ func (m *Manager) begin(ctx context.Context, term consensus.Term) (stop func()) 
 		m.leads.Store(false)
 		cancel()
 		loops.Wait()
+	}
+}
+
+// handOver gives leadership to another manager, trying until it has: a witness that was elected is only to keep the cluster going.
+func (m *Manager) handOver(ctx context.Context) {
+	said := ""
+	for ctx.Err() == nil {
+		err := m.raft.Transfer(ctx, "")
+		if err != nil && ctx.Err() == nil && err.Error() != said {
+			said = err.Error()
+			m.cfg.Logger.Warn("this manager is a witness and leads until another one can", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(followEvery):
+		}
 	}
 }
 

@@ -332,17 +332,22 @@ func (s *Server) mayChangeRole(snap store.Snapshot, n *cluster.Node, manager boo
 
 // mayLoseManager refuses to let a manager go when those that are left, and answer, would not be a majority of those left.
 func mayLoseManager(snap store.Snapshot, n *cluster.Node) error {
-	left, ready := 0, 0
+	left, ready, leads := 0, 0, 0 // leads: may do so
 	for o := range store.All[*cluster.Node](snap) {
 		if !o.Manager || o.ID == n.ID {
 			continue
 		}
 		left++
+		if !o.Witness {
+			leads++
+		}
 		if o.State == cluster.NodeReady {
 			ready++
 		}
 	}
 	switch {
+	case left > 0 && leads == 0:
+		return api.Errorf(api.CodeRefused, "node %s is the only manager that is not a witness", n.Name).WithMend("promote another node first: `baton node promote NAME`")
 	case left == 0:
 		return api.Errorf(api.CodeRefused, "node %s is the only manager", n.Name).WithMend("promote another node first: `baton node promote NAME`")
 	case ready*2 <= left:

@@ -227,7 +227,7 @@ func (p patient) quorum() []finding {
 		return []finding{check("quorum", "", grade(true, ready < need), said+"; away: "+strings.Join(away, ", ")).
 			mend("bring them back, or remove them with `baton node rm`")}
 	case all == 2:
-		return []finding{check("quorum", "", api.CheckWarn, said+": losing either stops the cluster").mend("make a third node a manager: `baton node promote NAME`")}
+		return []finding{check("quorum", "", api.CheckWarn, said+": losing either stops the cluster").mend("make a third node a manager: `baton node promote NAME`; or let a small machine vote: `baton join --witness`")}
 	case all > 2 && all%2 == 0:
 		return []finding{check("quorum", "", api.CheckWarn, said+fmt.Sprintf(": no safer than with %d", all-1)).mend("add or demote a manager, so that their number is odd")}
 	}

@@ -80,6 +80,10 @@ func (s *Server) patchNode(ctx context.Context, name string, p api.NodePatch) (a
 		}
 		c := cluster.Copy(n)
 		var changes []string
+		if n.Witness && (p.Manager != nil && !*p.Manager || p.Availability != nil && *p.Availability != cluster.NodeDrain) {
+			return txn, api.Errorf(api.CodeRefused, "node %s is a witness: it votes and does nothing else", n.Name).
+				WithMend("remove it, and let it join anew with an empty data directory and without --witness")
+		}
 		if p.Availability != nil && *p.Availability != c.Availability {
 			c.Availability = *p.Availability
 			changes = append(changes, "availability "+string(c.Availability))

@@ -20,7 +20,7 @@ type Level int
 // The feature levels.
 const (
 	LevelFirst Level = 1
-	// LevelLeases has volumes that are given up with their node, and the leases of tasks that write to them.
+	// LevelLeases has volumes that are given up with their node, with the leases of tasks that write to them, and witnesses.
 	LevelLeases Level = 2
 )
 

@@ -57,6 +57,7 @@ type Node struct {
 	Meta
 	Name         string            `json:"name"`
 	Manager      bool              `json:"manager,omitempty"`
+	Witness      bool              `json:"witness,omitempty"` // a manager that only votes: it does not lead, and runs no tasks
 	Availability Availability      `json:"availability"`
 	State        NodeState         `json:"state"`
 	StateSince   time.Time         `json:"stateSince,omitzero"`

@@ -17,6 +17,8 @@ type JoinRequest struct {
 	Listen string     `json:"listen"` // where the node's port is reached
 	CSR    []byte     `json:"csr"`
 	Hosts  []string   `json:"hosts,omitempty"`
+	// Witness asks for a place as a manager that only votes.
+	Witness bool `json:"witness,omitempty"`
 	// Level is the highest feature level that the machine's baton knows.
 	Level cluster.Level `json:"level,omitempty"`
 }
