@@ -19,7 +19,7 @@ var files embed.FS
 
 const (
 	requestTimeout = 6 * time.Second        // a little more than the backend gives itself
-	hitTimeout     = 500 * time.Millisecond // a page is not worth waiting longer for its counter
+	hitTimeout     = 2 * time.Second        // a page is not worth waiting longer for its counter
 	formBytesMax   = 16 << 10
 )
 
