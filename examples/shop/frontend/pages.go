@@ -18,8 +18,8 @@ import (
 var files embed.FS
 
 const (
-	requestTimeout = 6 * time.Second        // a little more than the backend gives itself
-	hitTimeout     = 2 * time.Second        // a page is not worth waiting longer for its counter
+	requestTimeout = 6 * time.Second // a little more than the backend gives itself
+	hitTimeout     = 2 * time.Second // a page is not worth waiting longer for its counter
 	formBytesMax   = 16 << 10
 )
 
