@@ -296,7 +296,7 @@ func (a *app) topView(ctx context.Context) (show func(usage) error, end func()) 
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_, _ = p.Run()
+		_, _ = p.Run() // it fails when the terminal is gone, and with it whoever watched
 	}()
 	return func(u usage) error { p.Send(u); return nil }, func() {
 		p.Quit()

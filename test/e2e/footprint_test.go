@@ -305,7 +305,7 @@ func (c *machines) footprints() (sum footprint, each map[string]footprint) {
 			}
 		}
 		if !maps.Equal(before, sum) {
-			time.Sleep(time.Second)
+			time.Sleep(time.Second) // what is compared are two counts with time between them
 			return fmt.Errorf("had %v, have %v", before, sum)
 		}
 		return nil

@@ -14,6 +14,8 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
 	"baton/client/api"
+	"baton/internal/manager/store"
+	"baton/internal/model/cluster"
 	"baton/internal/wire/agentapi"
 )
 
@@ -58,6 +60,16 @@ func (s *Server) execRoute() {
 	})
 }
 
+// reach is what there is to say of a task that has not ended, and the way to its node.
+func (s *Server) reach(snap store.Snapshot, t *cluster.Task) (api.Task, agentapi.NodeServices, error) {
+	doc := reader{snap}.task(t)
+	if t.Observed.Terminal() || t.Node.IsZero() {
+		return doc, nil, api.Errorf(api.CodeUnavailable, "task %s is %s", doc.Label(), t.Observed).WithMend("ask `baton why %s`", doc.Label())
+	}
+	ns, err := s.services(t.Node, doc.NodeName)
+	return doc, ns, err
+}
+
 // exec returns an error only as long as no WebSocket was opened.
 func (s *Server) exec(ctx context.Context, w http.ResponseWriter, r *http.Request, in *execIn) error {
 	if len(in.Command) == 0 || len(in.Command) > argvMax || in.Command[0] == "" {
@@ -68,11 +80,7 @@ func (s *Server) exec(ctx context.Context, w http.ResponseWriter, r *http.Reques
 	if err != nil {
 		return err
 	}
-	doc := reader{snap}.task(t)
-	if t.Observed.Terminal() || t.Node.IsZero() {
-		return api.Errorf(api.CodeUnavailable, "task %s is %s", doc.Label(), t.Observed).WithMend("ask `baton why %s`", doc.Label())
-	}
-	ns, err := s.services(t.Node, doc.NodeName)
+	_, ns, err := s.reach(snap, t)
 	if err != nil {
 		return err
 	}

@@ -84,11 +84,7 @@ func (s *Server) connect(ctx context.Context, w http.ResponseWriter, r *http.Req
 	if err != nil {
 		return err
 	}
-	doc := reader{snap}.task(t)
-	if t.Observed.Terminal() || t.Node.IsZero() {
-		return api.Errorf(api.CodeUnavailable, "task %s is %s", doc.Label(), t.Observed).WithMend("ask `baton why %s`", doc.Label())
-	}
-	ns, err := s.services(t.Node, doc.NodeName)
+	doc, ns, err := s.reach(snap, t)
 	if err != nil {
 		return err
 	}

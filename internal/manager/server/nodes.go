@@ -226,6 +226,11 @@ const askMax = 16
 
 // each asks nodes at once, at most askMax at a time, and returns the errors.
 func (s *Server) each(nodes []*cluster.Node, f func(i int, n *cluster.Node, ns agentapi.NodeServices) error) error {
+	return errors.Join(s.ask(nodes, f)...)
+}
+
+// ask is each with the error of every node.
+func (s *Server) ask(nodes []*cluster.Node, f func(i int, n *cluster.Node, ns agentapi.NodeServices) error) []error {
 	errs := make([]error, len(nodes))
 	slots := make(chan struct{}, askMax)
 	var wg sync.WaitGroup
@@ -241,5 +246,5 @@ func (s *Server) each(nodes []*cluster.Node, f func(i int, n *cluster.Node, ns a
 		})
 	}
 	wg.Wait()
-	return errors.Join(errs...)
+	return errs
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"sync"
 	"time"
 
 	"baton/client/api"
@@ -27,25 +26,18 @@ type nodeUsage struct {
 // usage asks nodes what they and their tasks use, all at once: one that does not answer must not hide the others.
 func (s *Server) usage(ctx context.Context, nodes []*cluster.Node) []nodeUsage {
 	out := make([]nodeUsage, len(nodes))
-	slots := make(chan struct{}, askMax)
-	var wg sync.WaitGroup
-	for i, n := range nodes {
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			ns, err := s.services(n.ID, n.Name)
-			if err == nil {
-				sub, cancel := context.WithTimeout(ctx, usageWait)
-				defer cancel()
-				out[i].Usage, err = ns.Usage(sub)
-			}
-			if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-				err = api.Errorf(api.CodeUnavailable, "node %s does not answer within %s", n.Name, usageWait)
-			}
-			out[i].err = err
-		})
+	errs := s.ask(nodes, func(i int, n *cluster.Node, ns agentapi.NodeServices) (err error) {
+		sub, cancel := context.WithTimeout(ctx, usageWait)
+		defer cancel()
+		out[i].Usage, err = ns.Usage(sub)
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+			return api.Errorf(api.CodeUnavailable, "node %s does not answer within %s", n.Name, usageWait)
+		}
+		return err
+	})
+	for i, err := range errs {
+		out[i].err = err
 	}
-	wg.Wait()
 	return out
 }
 

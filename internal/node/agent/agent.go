@@ -175,16 +175,19 @@ func (a *Agent) look(of ...cluster.ID) {
 	}
 }
 
-// lookedAt takes what there is to look at: these tasks, or all of them when none is named.
-func (a *Agent) lookedAt(whole bool) (of []cluster.ID) {
+// takeDue takes what there is to look at: these tasks, or all of them when none is named. It is nothing when the last look, begun
+// just before it was woken again, had that already.
+func (a *Agent) takeDue(whole bool) (of []cluster.ID, any bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !whole && !a.dueWhole {
+	whole = whole || a.dueWhole
+	any = whole || len(a.due) > 0
+	if !whole {
 		of = slices.Collect(maps.Keys(a.due))
 	}
 	clear(a.due)
 	a.dueWhole = false
-	return of
+	return of, any
 }
 
 // workers are the hands of a running agent: a goroutine for each thing to do. ctx is that of Run.

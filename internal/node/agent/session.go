@@ -43,24 +43,13 @@ func (a *Agent) observeLoop(ctx context.Context) {
 	defer ticker.Stop()
 	var described time.Time
 	for whole := true; ; {
-		asked := time.Now()
-		of := a.lookedAt(whole)
-		list, err := a.cfg.Executor.Observe(ctx, of...)
-		switch {
-		case ctx.Err() != nil:
-			return
-		case err != nil:
-			a.cfg.Log.Warn("cannot observe containers", "err", err)
+		of, due := a.takeDue(whole)
+		if due && !a.observe(ctx, of) {
 			if !sleep(ctx, retryMin) {
 				return
 			}
 			whole = true
 			continue
-		}
-		select {
-		case a.seen <- observation{list: list, of: of, asked: asked}:
-		case <-ctx.Done():
-			return
 		}
 		if d := a.cfg.Describe; d != nil && time.Since(described) >= describeEvery {
 			described = time.Now()
@@ -75,6 +64,20 @@ func (a *Agent) observeLoop(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// observe makes one observation, of some tasks or of all, and reports whether it worked.
+func (a *Agent) observe(ctx context.Context, of []cluster.ID) bool {
+	asked := time.Now()
+	list, err := a.cfg.Executor.Observe(ctx, of...)
+	if err != nil {
+		if ctx.Err() == nil {
+			a.cfg.Log.Warn("cannot observe containers", "err", err)
+		}
+		return false
+	}
+	tell(ctx, a.seen, observation{list: list, of: of, asked: asked})
+	return true
 }
 
 // connect keeps a session open.
