@@ -342,6 +342,9 @@ func (l *Loop) Step(now time.Time) time.Duration {
 		l.probe(t)
 		next = min(next, l.drain(t, now))
 		next = min(next, untilRetry(t.local.RetryAt, now))
+		if wait := untilClean(TaskView{Want: t.want, Have: t.have, Local: t.local}, now); wait > 0 {
+			next = min(next, wait)
+		}
 	}
 	l.followNetwork(now)
 	next = min(next, untilRetry(l.net.retryAt, now))

@@ -35,8 +35,11 @@ func TestSavesThatNothingWaitsForTravelTogether(t *testing.T) {
 	}
 	at = now.Add(recordEvery + time.Millisecond)
 	l.See([]Observed{{Task: cluster.ID{15: 1}, State: ContainerExited, Exit: &cluster.Exit{Code: 1, At: at}}}, at, cluster.ID{15: 1})
-	l.Step(at)
-	if len(r.changes) != saves+2 || r.count(ActClean) != 1 {
-		t.Errorf("%d saves, acts %+v; want an end saved at once, and then the clean-up", len(r.changes)-saves, r.acts)
+	next = l.Step(at)
+	if len(r.changes) != saves+2 || r.count(ActClean) != 0 || next > cleanAfter {
+		t.Errorf("%d saves, acts %+v, next look after %s; want an end saved at once, and the clean-up to come", len(r.changes)-saves, r.acts, next)
+	}
+	if l.Step(at.Add(cleanAfter)); r.count(ActClean) != 1 {
+		t.Errorf("acts %+v, want a clean-up after %s", r.acts, cleanAfter)
 	}
 }

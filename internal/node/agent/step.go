@@ -81,6 +81,13 @@ func Step(tasks []TaskView, now time.Time) []Action {
 	})
 	// A stand-in may have been refused already: its place may be promised to another task, which waits until it is gone.
 	standing := leftOf(tasks, func(t TaskView) bool { return t.Standing })
+	held := func(t TaskView) bool { return left.holds(t.Want) || !t.Standing && standing.holds(t.Want) }
+	awaited := false // a clean-up
+	for _, t := range tasks {
+		if a, ok := stepTask(t, now); ok && a.Kind == ActStart && held(t) {
+			awaited = true
+		}
+	}
 	for _, t := range tasks {
 		if t.Local.Busy {
 			continue
@@ -92,8 +99,11 @@ func Step(tasks []TaskView, now time.Time) []Action {
 		if ok && a.Kind == ActStart && t.Barred {
 			continue // the next confirmation wakes the loop
 		}
-		if ok && a.Kind == ActStart && (left.holds(t.Want) || !t.Standing && standing.holds(t.Want)) {
+		if ok && a.Kind == ActStart && held(t) {
 			continue // its clean-up wakes the loop
+		}
+		if ok && a.Kind == ActClean && !awaited && untilClean(t, now) > 0 {
+			continue
 		}
 		if ok {
 			a.Task = t.ID
@@ -101,6 +111,18 @@ func Step(tasks []TaskView, now time.Time) []Action {
 		}
 	}
 	return out
+}
+
+// cleanAfter is how long a task that failed is left before it is cleaned up: its replacement goes first, which would
+// otherwise start on the same cores at the same time.
+const cleanAfter = time.Second
+
+// untilClean is how long the clean-up of a task is still put off, zero or less when it is not.
+func untilClean(t TaskView, now time.Time) time.Duration {
+	if t.Want == nil || t.Local.Status.Observed != cluster.ObservedFailed || t.Have == nil || t.Have.State != ContainerExited {
+		return 0
+	}
+	return t.Local.Status.At.Add(cleanAfter).Sub(now)
 }
 
 func stepTask(t TaskView, now time.Time) (Action, bool) {

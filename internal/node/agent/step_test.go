@@ -53,6 +53,8 @@ func TestStep(t *testing.T) {
 		{"then the process is stopped", TaskView{Want: wanted(cluster.DesiredStop), Have: running(), Local: attached(cluster.ObservedStopping)}, ActStop, 0, ""},
 		{"a task that never started is complete at once", TaskView{Want: wanted(cluster.DesiredStop), Local: at(cluster.ObservedPreparing)}, ActMark, cluster.ObservedComplete, "because"},
 		{"an ended task is cleaned", TaskView{Want: wanted(cluster.DesiredRun), Have: exited(1, ""), Local: at(cluster.ObservedFailed)}, ActClean, 0, ""},
+		{"not before its replacement had time to start", TaskView{Want: wanted(cluster.DesiredRun), Have: exited(1, ""), Local: Local{Status: cluster.Status{Observed: cluster.ObservedFailed, At: now.Add(1 - cleanAfter)}}}, "", 0, ""},
+		{"a completed one at once", TaskView{Want: wanted(cluster.DesiredStop), Have: exited(0, ""), Local: Local{Status: cluster.Status{Observed: cluster.ObservedComplete, At: now}}}, ActClean, 0, ""},
 		{"and then left alone", TaskView{Want: wanted(cluster.DesiredRun), Local: Local{Cleaned: true, Status: cluster.Status{Observed: cluster.ObservedFailed}}}, "", 0, ""},
 		{"an unwanted running container is stopped", TaskView{Have: running(), Local: at(cluster.ObservedRunning)}, ActStop, 0, ""},
 		{"an unwanted exited container is cleaned", TaskView{Have: exited(0, ""), Local: Local{Cleaned: true}}, ActClean, 0, ""},
@@ -173,5 +175,19 @@ func TestVerdictCountsConsecutiveAnswers(t *testing.T) {
 	answer(false, 4*time.Second)
 	if v.ok || !v.failed() {
 		t.Error("three failures in a row, after the first pass and within the start period, do not count")
+	}
+}
+
+func TestCleanUpThatAStartAwaitsIsNotPutOff(t *testing.T) {
+	dead := TaskView{ID: cluster.ID{15: 1}, Want: wanted(cluster.DesiredRun), Have: exited(1, ""), Local: Local{Status: cluster.Status{Observed: cluster.ObservedFailed, At: now}}}
+	dead.Want.Volumes = map[string]string{"data": "shop_data"}
+	dead.Last = dead.Want
+	next := TaskView{ID: cluster.ID{15: 2}, Want: wanted(cluster.DesiredRun), Local: at(cluster.ObservedAssigned)}
+	if got := Step([]TaskView{dead, next}, now); len(got) != 1 || got[0].Kind != ActStart {
+		t.Errorf("actions %+v, want a start alone", got)
+	}
+	next.Want.Volumes = dead.Want.Volumes
+	if got := Step([]TaskView{dead, next}, now); len(got) != 1 || got[0].Kind != ActClean {
+		t.Errorf("actions %+v, want the volume of the start freed at once", got)
 	}
 }
