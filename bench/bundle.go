@@ -13,6 +13,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	shimgroup "baton/internal/node/shim"
 )
 
 // template makes the containers that runc and the shim start without baton. It is the very specification that baton gave one of its
@@ -43,6 +45,7 @@ func newTemplate(m *machine, task string) (*template, error) {
 		return nil, fmt.Errorf("copy the image's files: %w", err)
 	}
 	t.spec.Root.Path = "rootfs"
+	delete(t.spec.Annotations, shimgroup.GroupAnnotation) // else the reference's containers would share one shim, too
 	for i, n := range t.spec.Linux.Namespaces {
 		if n.Type == specs.NetworkNamespace {
 			t.spec.Linux.Namespaces[i].Path = ""

@@ -76,7 +76,7 @@ func (u *under) start(ctx context.Context, n int) error {
 		}
 	}
 	for _, a := range after {
-		if a.name == "shim" || a.name == "logger" {
+		if a.name == "shim" {
 			u.last[a.name] += a.cpu
 		}
 	}

@@ -1,12 +1,26 @@
-// Package logger is the process that keeps a task's output: one per task, started by the task's shim, so that restarts of baton and of
-// containerd lose nothing. It owns the files of a task's log directory while it runs; readers are in package runtime.
+// Package logger is the process that keeps the output of a node's tasks. It is one per node, a child of nobody: it is started with the
+// first task, and restarts of baton, containerd and of itself lose nothing.
 //
-// The process is an executable of its own, cmd/baton-logger, and this package imports the standard library only: there is one logger
-// per container, and what baton itself needs (tables of regular expressions, schemas, messages) would cost each of them 4 MB and 5 ms of
-// CPU. A logger outlives the baton that it came with, so the layout of the directory, the lock and the command line are what the next
-// version finds; a test holds them.
+// A task writes to pipes of its shim, which copies to two named pipes that the process reads. The shim holds both of their ends, so they
+// outlive the process; what it has not read stays in them, and a task that writes more than they hold waits. The names of the pipes say
+// all that the process must know of a task, so one that was killed goes on with what it finds:
 //
-// Concurrency: a Writer may be used by several goroutines.
+//	FIFOS/TASK,SIZE,FILES.out   what comes from the task's standard output; its log's limits
+//	FIFOS/TASK,SIZE,FILES.err   the same of its standard error
+//
+// The process (Main, cmd/baton-logger) owns the files of the tasks' log directories while it keeps them; readers are in package runtime. A
+// Process is baton's way to it: lines of text over a unix socket.
+//
+//	hello        answered by the path of the executable: another version is told to leave and is replaced
+//	open NAME    begins to keep a task's output and makes its pipes; NAME is TASK,SIZE,FILES
+//	end TASK     the task has ended: what is under way is kept, then the log is closed
+//	leave        ends the process, not the logs
+//	watch        answered when the process ends, by the end of the connection
+//
+// The executable imports the standard library only: it stays small. It outlives the baton that it came with, so the layout of the
+// directories, the lock and the protocol are what the next version finds; a test holds them.
+//
+// Concurrency: a Writer and a Process may be used by several goroutines.
 package logger
 
 import (
@@ -14,17 +28,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
 )
 
-// Command is the first argument of a logger, by which its process is recognized. Loggers of earlier versions have it too.
+// Command is the first argument of the process, by which it is recognized. Earlier versions had a process per task, with it too.
 const Command = "__logger"
 
 const (
@@ -33,12 +44,7 @@ const (
 	logFilesDefault = 3
 	// LineMax is the length in bytes from which a line is kept in parts.
 	LineMax = 16 << 10
-	// idleMax is how long the start of a line waits for its rest before it is kept as a part of one: a prompt has no newline.
-	idleMax = 250 * time.Millisecond
-	// quietMax is how long a stream must be quiet for a logger that was told to end to believe that all is read. The shim holds the
-	// streams open, so their end does not come by itself.
-	quietMax = 50 * time.Millisecond
-	// loggerScore makes the kernel spare loggers when memory runs out: without its logger a task cannot write.
+	// loggerScore makes the kernel spare the process when memory runs out: without it no task can write.
 	loggerScore = "-900"
 )
 
@@ -58,127 +64,21 @@ const (
 	Stderr = "stderr"
 )
 
-// Args is what a logger must know, as one command-line argument.
+// Args is what there is to know of a task's log.
 type Args struct {
 	Dir      string
 	MaxSize  int64 // bytes of one file; zero: 10 MiB
 	MaxFiles int   // zero: 3
 }
 
-// Encode writes what the process reads.
-func (a Args) Encode() string { return fmt.Sprintf("%d:%d:%s", a.MaxSize, a.MaxFiles, a.Dir) }
-
-// ParseArgs is the opposite of Encode, with the defaults filled in.
-func ParseArgs(s string) (a Args, err error) {
-	f := strings.SplitN(s, ":", 3)
-	if len(f) != 3 {
-		return a, fmt.Errorf("logger: want SIZE:FILES:DIR, got %q", s)
-	}
-	size, err1 := strconv.ParseInt(f[0], 10, 64)
-	files, err2 := strconv.Atoi(f[1])
-	if err := errors.Join(err1, err2); err != nil {
-		return a, fmt.Errorf("logger: %w", err)
-	}
-	a = Args{Dir: f[2], MaxSize: size, MaxFiles: files}
+func (a Args) withDefaults() Args {
 	if a.MaxSize <= 0 {
 		a.MaxSize = logSizeDefault
 	}
 	if a.MaxFiles <= 0 {
 		a.MaxFiles = logFilesDefault
 	}
-	return a, nil
-}
-
-// Main is the whole program: args are its command line without the program's name, Command and an encoded Args.
-func Main(args []string) int {
-	if len(args) == 0 || args[0] != Command {
-		_, _ = os.Stderr.WriteString("baton logger: it is started by a task's shim, with " + Command + " SIZE:FILES:DIR\n")
-		return 2
-	}
-	if err := run(args[1:]); err != nil {
-		_, _ = os.Stderr.WriteString("baton logger: " + err.Error() + "\n")
-		return 1
-	}
-	return 0
-}
-
-// run is the whole life of a logger. The shim starts it with the task's output as descriptors 3 and 4, and a pipe to say that it is
-// ready as 5. args are the arguments after Command.
-func run(args []string) error {
-	if len(args) != 1 {
-		return fmt.Errorf("want one argument, got %d", len(args))
-	}
-	a, err := ParseArgs(args[0])
-	if err != nil {
-		return err
-	}
-	debug.SetGCPercent(20) // there is one of us per task: memory counts more than the rare collection
-	_ = os.WriteFile("/proc/self/oom_score_adj", []byte(loggerScore), 0)
-	term := make(chan os.Signal, 1)
-	signal.Notify(term, syscall.SIGTERM)
-	signal.Ignore(syscall.SIGINT, syscall.SIGHUP) // a terminal's signals are not for us
-	w, err := Open(a)
-	if err != nil {
-		return err
-	}
-	defer w.Close()
-	var streams []*stream
-	for i, name := range []string{Stdout, Stderr} {
-		// So that reads have deadlines. The writers' ends are not affected.
-		if err := syscall.SetNonblock(3+i, true); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-		streams = append(streams, &stream{name: name, file: os.NewFile(uintptr(3+i), name)})
-	}
-	ready := os.NewFile(5, "ready")
-	if _, err := ready.Write([]byte{0}); err != nil {
-		return err
-	}
-	_ = ready.Close()
-	var wg sync.WaitGroup
-	for _, s := range streams {
-		wg.Go(func() { w.copy(s) })
-	}
-	go func() { // waits for the signal, at most as long as the process lives
-		<-term
-		for _, s := range streams {
-			s.finish()
-		}
-	}()
-	wg.Wait()
-	return os.WriteFile(filepath.Join(a.Dir, closedFile), nil, 0o600)
-}
-
-// stream is one end of a task's output.
-type stream struct {
-	name string
-	file *os.File
-
-	mu     sync.Mutex
-	ending bool
-}
-
-// finish makes copy return once the stream is quiet.
-func (s *stream) finish() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.ending = true
-	_ = s.file.SetReadDeadline(time.Now().Add(quietMax))
-}
-
-// wait sets how long the next read may take, and reports whether the stream is to end when nothing comes.
-func (s *stream) wait(half bool) (ending bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case s.ending:
-		_ = s.file.SetReadDeadline(time.Now().Add(quietMax))
-	case half:
-		_ = s.file.SetReadDeadline(time.Now().Add(idleMax))
-	default:
-		_ = s.file.SetReadDeadline(time.Time{})
-	}
-	return s.ending
+	return a
 }
 
 // Writer appends lines to a task's log files and rotates them.
@@ -191,8 +91,8 @@ type Writer struct {
 	size int64
 }
 
-// Open opens a task's log for writing. It waits for an earlier logger of the task to end: a task's containers follow each other, and so
-// do their loggers.
+// Open opens a task's log for writing. It waits for an earlier writer of the task's log to end: a task's containers follow each other,
+// and so do those who keep their output.
 func Open(a Args) (*Writer, error) {
 	if err := os.MkdirAll(a.Dir, 0o700); err != nil {
 		return nil, err
@@ -210,7 +110,7 @@ func Open(a Args) (*Writer, error) {
 	if err := os.Remove(filepath.Join(a.Dir, closedFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	w := &Writer{args: a, lock: lock}
+	w := &Writer{args: a.withDefaults(), lock: lock}
 	return w, w.open()
 }
 
@@ -247,22 +147,6 @@ func (w *Writer) Close() {
 	defer w.mu.Unlock()
 	_ = w.file.Close()
 	_ = w.lock.Close()
-}
-
-// copy keeps what comes from a stream until it ends. Errors of the disk are survived: a task must not stop because its log cannot be
-// written.
-func (w *Writer) copy(s *stream) {
-	buf := make([]byte, 0, 2*LineMax)
-	for {
-		ending := s.wait(len(buf) > 0)
-		n, err := s.file.Read(buf[len(buf):cap(buf)])
-		buf = buf[:len(buf)+n]
-		used := w.Keep(s.name, buf, err != nil)
-		buf = buf[:copy(buf, buf[used:])]
-		if err != nil && (ending || !errors.Is(err, os.ErrDeadlineExceeded)) {
-			return
-		}
-	}
 }
 
 // Frame turns the whole lines at the start of b into records, and what is longer than LineMax, or not to be waited
@@ -368,7 +252,7 @@ func Alive(dir string) (alive, closed bool) {
 	return false, err == nil
 }
 
-// PID is the number that the newest logger of a log wrote down; zero when there is none. The process may be gone and the number
+// PID is the number of the process that was the last to keep a log, as it wrote it down; zero when there is none. The process may be gone and the number
 // another's.
 func PID(dir string) int {
 	b, err := os.ReadFile(filepath.Join(dir, lockFile))

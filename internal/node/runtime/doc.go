@@ -3,7 +3,7 @@
 // # Processes
 //
 //	baton ── starts or adopts ──▶ containerd ── starts ──▶ shim (up to eight tasks) ── runc ──▶ the container
-//	                                                        └──▶ logger (one per task; cmd/baton-logger)
+//	  └───── starts or adopts ──▶ logger (one per node; package logger), which reads what shims write
 //
 // containerd is private to the node: its own root, state, sockets, configuration, runc root and cgroup. It is in a session of its own, so
 // that neither our death nor its own takes a container along.
@@ -28,9 +28,10 @@
 //	DataDir/tasks/TASK/         a task's record (package-private; see records) and its /etc files
 //	DataDir/logs/TASK/log, log.1, log.2…
 //	                            a task's output: "TIME STREAM F|P TEXT\n" per line, TIME in UTC with nine digits, P for a part of a line
-//	DataDir/logs/TASK/lock      locked while the task's logger is alive
+//	DataDir/logs/TASK/lock      locked while the logger keeps the task's output
 //	DataDir/logs/TASK/closed    there once the output has ended
-//	RunDir/                     what this boot needs: containerd-HASH.toml, c.sock, state/, s/ (shim sockets), runc/, fifo/, boot
+//	RunDir/                     what this boot needs: containerd-HASH.toml, c.sock, state/, s/ (shim sockets), runc/, boot,
+//	                            fifo/ (of tasks' outputs and of execs), l.sock, l.lock, logger.log (of the logger)
 //
 // # Invariants
 //

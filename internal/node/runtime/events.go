@@ -3,7 +3,6 @@ package runtime
 import (
 	"context"
 	"iter"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -124,7 +123,7 @@ func (r *Runtime) handle(m *events.Envelope) {
 		if err != nil || e.ID != e.ContainerID { // another process of the container
 			return
 		}
-		endLogger(filepath.Join(r.cfg.LogsDir(), id.String()))
+		r.endOutput(id)
 		// Observe keeps the exit, from the task's state: unlike this event, that comes from a shim that surely knows it.
 		r.bus.publish(agent.Event{Kind: agent.EventExited, Task: id})
 	}

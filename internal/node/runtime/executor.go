@@ -237,6 +237,7 @@ func (r *Runtime) remove(ctx context.Context, id cluster.ID) error {
 	if err := r.endShim(ctx, id, orderly); err != nil {
 		return err
 	}
+	r.endOutput(id)
 	if err := r.client.SnapshotService(snapshotter).Remove(ctx, id.String()); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("snapshot: %w", err)
 	}

@@ -44,7 +44,7 @@ func (n *node) nothingLeft() {
 		n.t.Errorf("lease %s is left", l.ID)
 	}
 	run := runtime.RunDir(n.dir)
-	for _, dir := range []string{filepath.Join(n.dir, "tasks"), run + "/s", run + "/runc/baton", run + "/fifo", run + "/state/io.containerd.runtime.v2.task/baton"} {
+	for _, dir := range []string{filepath.Join(n.dir, "tasks"), run + "/s", run + "/runc/baton", run + "/state/io.containerd.runtime.v2.task/baton"} {
 		es, _ := os.ReadDir(dir)
 		for _, e := range es {
 			n.t.Errorf("%s is left in %s", e.Name(), dir)
@@ -54,13 +54,16 @@ func (n *node) nothingLeft() {
 	for _, g := range groups {
 		n.t.Errorf("cgroup %s is left", g)
 	}
-	eventually(n.t, "shims and loggers end", func() bool {
+	eventually(n.t, "the logger lets go of the tasks", func() bool {
+		es, err := os.ReadDir(run + "/fifo")
+		return err == nil && len(es) == 0
+	})
+	eventually(n.t, "shims end", func() bool {
 		dirs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 		for _, d := range dirs {
 			b, _ := os.ReadFile(d)
 			s := string(b)
-			if strings.HasPrefix(s, filepath.Join(base, "bin")) && strings.Contains(s, "shim") && strings.Contains(s, run) ||
-				strings.Contains(s, runtime.LoggerCommand) && strings.Contains(s, n.dir) {
+			if strings.HasPrefix(s, filepath.Join(base, "bin")) && strings.Contains(s, "shim") && strings.Contains(s, run) {
 				return false
 			}
 		}

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"context"
 	"path/filepath"
 	"strings"
 	"time"
@@ -13,7 +14,10 @@ import (
 	"baton/internal/wire/agentapi"
 )
 
-// LoggerCommand is the first argument of a task's logger; see package logger.
+// endMax bounds the word to the logger that a task has ended; it does nothing then that takes long.
+const endMax = 10 * time.Second
+
+// LoggerCommand is the first argument of the logger; see package logger.
 const LoggerCommand = logger.Command
 
 // Names of the streams.
@@ -22,9 +26,19 @@ const (
 	Stderr = logger.Stderr
 )
 
-// endLogger tells the logger of an ended task that no more will come: it keeps what is still under way and ends, and with it those
-// that follow the log.
-func endLogger(dir string) {
+// endOutput says that no more will come of an ended task: what is still under way is kept, then its log is closed, and with it those that
+// follow it.
+func (r *Runtime) endOutput(id cluster.ID) {
+	ctx, cancel := context.WithTimeout(context.Background(), endMax)
+	defer cancel()
+	if err := r.output.End(ctx, id.String()); err != nil {
+		r.log.Warn("the log of an ended task is not closed; its removal closes it", "task", id, "err", err)
+	}
+	endOwnLogger(filepath.Join(r.cfg.LogsDir(), id.String()))
+}
+
+// endOwnLogger is endOutput for a task that an earlier version started: it has a process of its own.
+func endOwnLogger(dir string) {
 	pid := logger.PID(dir)
 	if pid == 0 {
 		return
@@ -40,14 +54,23 @@ func endLogger(dir string) {
 	}
 }
 
-// checkLoggers notes, once per task, that a running task has lost its logger: what it writes now goes nowhere and may end it.
+// loggerRestarted tells that the process that keeps the output was found dead.
+func (r *Runtime) loggerRestarted() {
+	r.note(agentapi.Note{
+		Type: "node.logger-restarted", At: time.Now(),
+		Message: "the process that keeps the tasks' output ended and was started again; tasks that wrote much waited for it",
+	})
+}
+
+// checkLoggers notes, once per task, that a running task of an earlier version has lost the process of its own that kept its output: what it
+// writes now goes nowhere and may end it.
 func (r *Runtime) checkLoggers(seen []agent.Observed) {
 	for _, o := range seen {
 		if o.State != agent.ContainerRunning {
 			continue
 		}
 		alive, closed := logger.Alive(filepath.Join(r.cfg.LogsDir(), o.Task.String()))
-		if alive || closed || !r.firstReport(o.Task) {
+		if alive || closed || r.output.Keeps(o.Task.String()) || !r.firstReport(o.Task) {
 			continue
 		}
 		r.log.Warn("the logger of a running task died", "task", o.Task)

@@ -54,7 +54,7 @@ func TestLogs(t *testing.T) {
 	t.Run("rotation", func(t *testing.T) { logsRotation(t, n) })
 	t.Run("long and unfinished lines", func(t *testing.T) { logsLongAndUnfinishedLines(t, n) })
 	t.Run("terminal", func(t *testing.T) { logsTerminal(t, n) })
-	t.Run("a logger that dies is told of", func(t *testing.T) { logsALoggerThatDiesIsToldOf(t, n) })
+	t.Run("go on with another logger", func(t *testing.T) { logsGoOnWithAnotherLogger(t, n) })
 	n.empty()
 }
 
@@ -146,18 +146,23 @@ func logsTerminal(t *testing.T, n *node) {
 	}
 }
 
-func logsALoggerThatDiesIsToldOf(t *testing.T, n *node) {
-	id := n.mustStart(container("sleep"))
-	n.waitOutput(id, "ready")
-	pids := n.processes(runtime.LoggerCommand, id.String())
+func logsGoOnWithAnotherLogger(t *testing.T, n *node) {
+	id := n.mustStart(container("lines", "1500", "2000"))
+	eventually(t, "something is kept", func() bool { return n.output(id, runtime.Stdout) != "" })
+	pids := n.processes(runtime.LoggerCommand, filepath.Join(n.dir, "logs"))
 	if len(pids) != 1 {
 		t.Fatalf("loggers %v, want one", pids)
 	}
 	n.kill(pids[0])
 	eventually(t, "it is noted", func() bool {
-		n.observed(id)
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		return slices.ContainsFunc(n.notes, func(x agentapi.Note) bool { return x.Task == id && x.Type == "task.logger-died" })
+		return slices.ContainsFunc(n.notes, func(x agentapi.Note) bool { return x.Type == "node.logger-restarted" })
 	})
+	n.waitExit(id)
+	// What it had just read may be lost.
+	got := numbers(t, collect(t, n, id, agentapi.LogOptions{Tail: -1, Follow: true}))
+	if out, err := got[runtime.Stdout], got[runtime.Stderr]; len(out) < 990 || len(err) < 490 || out[len(out)-1] < 1490 {
+		t.Errorf("%d and %d lines, want nearly 1000 and 500", len(out), len(err))
+	}
 }

@@ -19,6 +19,7 @@ import (
 	"baton/internal/model/cluster"
 	"baton/internal/model/spec"
 	"baton/internal/node/agent"
+	"baton/internal/node/logger"
 	"baton/internal/node/shim"
 	"baton/internal/wire/agentapi"
 )
@@ -77,6 +78,7 @@ type Runtime struct {
 	daemon *daemon
 	tasks  *records
 	groups *groups
+	output *logger.Process
 	bus    *bus
 	unlock func()
 
@@ -125,6 +127,7 @@ func New(ctx context.Context, cfg Config) (_ *Runtime, err error) {
 		}
 	}()
 	r.tasks, r.groups = &records{dir: cfg.tasksDir()}, newGroups()
+	r.output = &logger.Process{Program: cfg.Logger, Logs: cfg.LogsDir(), Fifos: cfg.fifos(), Run: cfg.RunDir, Restarted: r.loggerRestarted}
 	r.daemon = &daemon{cfg: cfg, log: r.log, harvest: r.harvest}
 	if err := r.daemon.ensure(ctx); err != nil {
 		return nil, err
@@ -137,6 +140,7 @@ func New(ctx context.Context, cfg Config) (_ *Runtime, err error) {
 	r.images = cfg.Images(r.client)
 	if err := r.takeOver(ctx); err != nil {
 		r.daemon.detach()
+		r.output.Close()
 		return nil, errors.Join(err, r.client.Close())
 	}
 	loop, cancel := context.WithCancel(context.Background())
@@ -148,6 +152,9 @@ func New(ctx context.Context, cfg Config) (_ *Runtime, err error) {
 
 // takeOver learns what an earlier runtime left, and removes what nobody needs of it.
 func (r *Runtime) takeOver(ctx context.Context) error {
+	if err := r.output.Resume(ctx); err != nil {
+		return err
+	}
 	if err := r.loadGroups(ctx); err != nil {
 		return err
 	}
@@ -168,6 +175,7 @@ func (r *Runtime) Close(ctx context.Context, keepContainers bool) error {
 	r.bus.close()
 	err := r.client.Close()
 	r.daemon.detach()
+	r.output.Close()
 	r.unlock()
 	if keepContainers {
 		return err

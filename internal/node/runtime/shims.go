@@ -101,7 +101,7 @@ func (r *Runtime) noteExit(id cluster.ID, status uint32, at *timestamppb.Timesta
 		return e
 	}
 	r.groups.ended(id)
-	endLogger(filepath.Join(r.cfg.LogsDir(), id.String()))
+	r.endOutput(id)
 	oom := r.tasks.oomed(id) || oomKills(r.v2, r.taskCgroup(id)) > 0
 	e, err := r.tasks.end(id, exitOf(status, at.AsTime(), oom))
 	if err != nil {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -17,7 +16,6 @@ import (
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
@@ -27,7 +25,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"baton/internal/model/cluster"
-	"baton/internal/model/spec"
 	"baton/internal/node/agent"
 	"baton/internal/node/logger"
 	"baton/internal/node/shim"
@@ -221,13 +218,14 @@ func (r *Runtime) record(ctx context.Context, img containerd.Image, s *oci.Spec,
 
 // run starts the container's main process.
 func (r *Runtime) run(ctx context.Context, id cluster.ID, rootfs []mount.Mount, c agent.Container) error {
-	output, err := r.logURI(id, c.Spec.Logging)
+	l := c.Spec.Logging
+	stdout, stderr, err := r.output.Open(ctx, id.String(), logger.Args{MaxSize: int64(l.MaxSize), MaxFiles: l.MaxFiles})
 	if err != nil {
 		return err
 	}
-	create := &tasksapi.CreateTaskRequest{ContainerID: id.String(), Rootfs: mount.ToProto(rootfs), Terminal: c.Spec.Container.TTY, Stdout: output}
+	create := &tasksapi.CreateTaskRequest{ContainerID: id.String(), Rootfs: mount.ToProto(rootfs), Terminal: c.Spec.Container.TTY, Stdout: stdout}
 	if !create.Terminal {
-		create.Stderr = output
+		create.Stderr = stderr
 	}
 	if _, err := r.client.TaskService().Create(ctx, create); err != nil {
 		return errgrpc.ToNative(err)
@@ -258,18 +256,6 @@ func stopSignal(c agent.Container, img ocispec.ImageConfig) (string, error) {
 		return "", reject("unknown stop signal %q", s)
 	}
 	return s, nil
-}
-
-// logURI sends a task's output to a logger process of its own, started by the shim, whom it outlives neither more nor less. The shim turns
-// the query into arguments.
-func (r *Runtime) logURI(id cluster.ID, l spec.Logging) (string, error) {
-	uri, err := cio.LogURIGenerator("binary-v2", r.cfg.Logger, map[string]string{
-		LoggerCommand: logger.Args{Dir: filepath.Join(r.cfg.LogsDir(), id.String()), MaxSize: int64(l.MaxSize), MaxFiles: l.MaxFiles}.Encode(),
-	})
-	if err != nil {
-		return "", err
-	}
-	return uri.String(), nil
 }
 
 // permanent are the errors of the runtime that no further attempt mends, by what they contain, with what to say about each. The first

@@ -96,8 +96,10 @@ func ourHelpers(cfg Config) ([]*process, error) {
 			return len(args) == 2 && filepath.Dir(args[1]) == cfg.RunDir
 		case base == "runc":
 			return slices.Contains(args, cfg.runcRoot())
-		default:
-			return len(args) == 3 && args[1] == LoggerCommand && strings.HasSuffix(filepath.Dir(args[2]), ":"+cfg.LogsDir())
+		case len(args) < 3 || args[1] != LoggerCommand:
+			return false
+		default: // the node's logger, or a task's own of an earlier version
+			return args[2] == cfg.LogsDir() || strings.HasSuffix(filepath.Dir(args[2]), ":"+cfg.LogsDir())
 		}
 	})
 }
