@@ -109,6 +109,9 @@ func (s *Server) prepare(snap store.Snapshot, req api.UpRequest, now time.Time) 
 	if err := portConflicts(snap, &want); err != nil {
 		return nil, err
 	}
+	if err := ingressConflicts(snap, &want); err != nil {
+		return nil, err
+	}
 	m, err := s.materials(snap, st, &want, now)
 	if err != nil {
 		return nil, err
@@ -130,11 +133,11 @@ func (s *Server) prepare(snap store.Snapshot, req api.UpRequest, now time.Time) 
 
 func publishes(want *spec.Stack) bool {
 	return slices.ContainsFunc(want.Services, func(s spec.Service) bool {
-		return slices.ContainsFunc(s.Ports, func(p spec.Port) bool { return p.Published != 0 })
+		return len(s.Ingress) > 0 || slices.ContainsFunc(s.Ports, func(p spec.Port) bool { return p.Published != 0 })
 	})
 }
 
-// claimPorts makes the transaction conflict with any other one that publishes ports and was decided on the same state.
+// claimPorts makes the transaction conflict with any other one that publishes ports or has ingress rules and was decided on the same state.
 func claimPorts(snap store.Snapshot, txn *store.Txn) {
 	if settings, ok := snap.Settings(); ok {
 		c := cluster.Copy(settings)

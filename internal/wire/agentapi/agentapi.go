@@ -103,6 +103,8 @@ type Service struct {
 	Networks map[cluster.ID][]string `json:"networks,omitempty"`
 	// Ports are the published ones in ingress mode.
 	Ports []spec.Port `json:"ports,omitempty"`
+	// Ingress are the L7 rules that lead to the service.
+	Ingress []spec.Ingress `json:"ingress,omitempty"`
 	// Endpoints are the ready tasks, sorted by task id.
 	Endpoints []Endpoint `json:"endpoints,omitempty"`
 }
