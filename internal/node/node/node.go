@@ -1,4 +1,4 @@
-// Package node composes the node wing: runtime, images, network, volumes, files and the agent.
+// Package node composes the node wing: runtime, images, network, edge, volumes, files and the agent.
 //
 // It owns the order in which they start and stop, and answers users who look at the node's tasks (agentapi.NodeServices). What the machine
 // uses is sampled every few seconds and kept in memory, so that one question is enough to tell how busy it is of late.
@@ -27,6 +27,7 @@ import (
 	"baton/internal/model/cluster"
 	"baton/internal/model/spec"
 	"baton/internal/node/agent"
+	"baton/internal/node/edge"
 	"baton/internal/node/fence"
 	"baton/internal/node/files"
 	"baton/internal/node/image"
@@ -61,6 +62,7 @@ type Node struct {
 	files   *files.Dir
 	record  *record.Record
 	fence   *fence.Fence
+	edge    *edge.Edge
 	meter   *meter
 	notes   chan agentapi.Note
 }
@@ -97,6 +99,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, errors.Join(err, n.Close(ctx))
 	}
 	n.files = files.New(filepath.Join(cfg.Dir, "files"))
+	n.edge = edge.New(edge.Config{Listen: listenIngress, Failed: n.ingressFailed, Log: cfg.Logger.With("part", "edge")})
 	n.record, err = record.Open(filepath.Join(cfg.Dir, "record"), cfg.Logger)
 	if err != nil {
 		return nil, errors.Join(err, n.Close(ctx))
@@ -143,7 +146,7 @@ func (n *Node) note(note agentapi.Note) {
 // Run runs what the managers behind connector assign, until ctx ends.
 func (n *Node) Run(ctx context.Context, connector agentapi.Connector) error {
 	a := agent.New(agent.Config{
-		Node: n.cfg.ID, Name: n.cfg.Name, Executor: n.runtime, Network: n.network, Volumes: n.volumes, Files: n.files,
+		Node: n.cfg.ID, Name: n.cfg.Name, Executor: n.runtime, Network: fronted{n.network, n.edge}, Volumes: n.volumes, Files: n.files,
 		Logs: runtime.OpenLogs(n.cfg.Dir), Record: n.record, Fence: fenced{n}, Connector: connector, Describe: n.describe, Notes: n.notes,
 		Log: n.cfg.Logger.With("part", "agent"),
 	})
@@ -152,6 +155,7 @@ func (n *Node) Run(ctx context.Context, connector agentapi.Connector) error {
 	defer wg.Wait()
 	defer cancel()
 	wg.Go(func() { n.meter.run(ctx) })
+	wg.Go(func() { n.edge.Run(ctx) })
 	return a.Run(ctx)
 }
 
