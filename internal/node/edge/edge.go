@@ -34,8 +34,17 @@ type Config struct {
 	Listen func(ctx context.Context) (net.Listener, error)
 	// Failed is told when the port cannot be opened, once until it can again; may be nil.
 	Failed func(error)
-	Log    *slog.Logger
+	// ConnectionsMax and RequestsMax bound the clients' connections and the requests under way, so that the edge never takes all
+	// the files that the node's process may open. Further connections wait, further requests get 503. Zero: 8192 and 16384.
+	ConnectionsMax, RequestsMax int
+	Log                         *slog.Logger
 }
+
+// The default limits of an edge. A request takes one more connection, to its task.
+const (
+	connectionsMax = 8 << 10
+	requestsMax    = 16 << 10
+)
 
 // Edge routes requests to tasks.
 type Edge struct {
@@ -51,6 +60,12 @@ type Edge struct {
 
 // New makes an edge without rules.
 func New(cfg Config) *Edge {
+	if cfg.ConnectionsMax == 0 {
+		cfg.ConnectionsMax = connectionsMax
+	}
+	if cfg.RequestsMax == 0 {
+		cfg.RequestsMax = requestsMax
+	}
 	e := &Edge{cfg: cfg, changed: make(chan struct{}, 1), backends: make(map[netip.AddrPort]*backend)}
 	e.table.Store(newTable(nil, nil))
 	e.proxy = e.newProxy()

@@ -84,8 +84,12 @@ func anyHost(tasks ...*task) agentapi.NetworkState {
 	return agentapi.NetworkState{Services: []agentapi.Service{service(1, []spec.Ingress{{Path: "/", Port: port}}, tasks...)}}
 }
 
-func newEdge(t *testing.T) *Edge {
-	e := New(Config{Log: slog.New(slog.DiscardHandler)})
+func newEdge(t *testing.T, change ...func(*Config)) *Edge {
+	cfg := Config{Log: slog.New(slog.DiscardHandler)}
+	for _, c := range change {
+		c(&cfg)
+	}
+	e := New(cfg)
 	t.Cleanup(func() { e.Apply(agentapi.NetworkState{}) })
 	return e
 }

@@ -101,3 +101,55 @@ func TestPortThatIsTaken(t *testing.T) {
 	cancel()
 	<-done
 }
+
+// Clients cannot take all of the process' files: connections above the limit wait, requests above theirs are refused.
+func TestLimits(t *testing.T) {
+	hold, held := make(chan struct{}), make(chan struct{}, 1)
+	k := startTask(t, "127.0.1.1", 0, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/hold" {
+			held <- struct{}{}
+			<-hold
+		}
+	}))
+	e := newEdge(t, func(c *Config) { c.ConnectionsMax, c.RequestsMax = 2, 1 })
+	e.Apply(anyHost(k))
+	at, _ := serve(t, e)
+	ended := make(chan error, 1)
+	first, second := newClient(t), newClient(t)
+	go func() {
+		res, err := first.Get("http://" + at + "/hold")
+		if err == nil {
+			res.Body.Close()
+		}
+		ended <- err
+	}()
+	<-held
+	if code, _, h := get(t, second, "http://"+at+"/"); code != http.StatusServiceUnavailable || h.Get("Retry-After") == "" {
+		t.Errorf("a second request got %d, want 503", code)
+	}
+	// Two connections are open now, the second one idle.
+	third := newClient(t)
+	answered := make(chan int, 1)
+	go func() {
+		res, err := third.Get("http://" + at + "/")
+		if err != nil {
+			answered <- 0
+			return
+		}
+		res.Body.Close()
+		answered <- res.StatusCode
+	}()
+	select {
+	case code := <-answered:
+		t.Errorf("a third connection got %d, want it to wait", code)
+	case <-time.After(50 * time.Millisecond): // that nothing happens cannot be awaited otherwise
+	}
+	close(hold)
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	first.CloseIdleConnections()
+	if code := <-answered; code != http.StatusOK {
+		t.Errorf("the third got %d once there was room, want 200", code)
+	}
+}

@@ -89,10 +89,10 @@ func (e *Edge) Serve(ctx context.Context, l net.Listener) error { return e.serve
 func (e *Edge) serve(ctx context.Context, quit <-chan struct{}, l net.Listener) error {
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	var inside presence
+	inside := presence{max: e.cfg.RequestsMax}
 	srv := e.server(base, &inside)
 	failed := make(chan error, 1)
-	go func() { failed <- srv.Serve(l) }()
+	go func() { failed <- srv.Serve(newLimited(l, e.cfg.ConnectionsMax)) }()
 	var err error
 	running := true
 	select {
@@ -127,7 +127,11 @@ func (e *Edge) serve(ctx context.Context, quit <-chan struct{}, l net.Listener) 
 func (e *Edge) server(base context.Context, inside *presence) *http.Server {
 	srv := &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			inside.enter()
+			if !inside.enter() {
+				w.Header().Set("Retry-After", "1")
+				http.Error(w, "too many requests are under way", http.StatusServiceUnavailable)
+				return
+			}
 			defer inside.leave()
 			e.ServeHTTP(w, r)
 		}),
@@ -148,13 +152,19 @@ func (e *Edge) server(base context.Context, inside *presence) *http.Server {
 type presence struct {
 	mu    sync.Mutex
 	n     int
+	max   int
 	empty chan struct{} // closed once n is zero; nil: nobody waits
 }
 
-func (p *presence) enter() {
+// enter reports whether there was room.
+func (p *presence) enter() bool {
 	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.n >= p.max {
+		return false
+	}
 	p.n++
-	p.mu.Unlock()
+	return true
 }
 
 func (p *presence) leave() {
