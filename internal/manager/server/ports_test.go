@@ -103,3 +103,27 @@ func TestIngressConflicts(t *testing.T) {
 		})
 	}
 }
+
+// Nodes of an older version would not serve the rules.
+func TestIngressNeedsItsLevel(t *testing.T) {
+	for _, tc := range []struct {
+		level cluster.Level
+		ok    bool
+	}{{cluster.LevelLeases, false}, {cluster.LevelIngress, true}} {
+		h := newHarness(t)
+		var txn store.Txn
+		txn.Put(&cluster.Settings{
+			Meta: cluster.Meta{ID: cluster.SettingsID}, TaskPool: netip.MustParsePrefix("10.210.0.0/16"),
+			ServicePool: netip.MustParsePrefix("10.211.0.0/16"), Level: tc.level,
+		})
+		if _, err := h.log.Propose(t.Context(), txn); err != nil {
+			t.Fatal(err)
+		}
+		s := stack("shop")
+		s.Services[0].Ingress = []spec.Ingress{{Path: "/", Port: 80}}
+		_, err := h.srv.up(t.Context(), api.UpRequest{Stack: s})
+		if tc.ok != (err == nil) || err != nil && !strings.Contains(err.Error(), "services.web.x-ingress needs feature level 3") {
+			t.Errorf("at level %d: got %v", tc.level, err)
+		}
+	}
+}
