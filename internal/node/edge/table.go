@@ -31,9 +31,15 @@ type table struct {
 // newTable makes the table of services; at gives the backend of an address.
 func newTable(services []agentapi.Service, at func(netip.AddrPort) *backend) *table {
 	t := &table{exact: make(map[string][]*route), wild: make(map[string][]*route)}
+	var ruled []*agentapi.Service
+	for i := range services {
+		if len(services[i].Ingress) > 0 {
+			ruled = append(ruled, &services[i])
+		}
+	}
 	// Managers refuse two services with one rule. If there are all the same, every node must choose the same one.
-	sorted := slices.SortedFunc(slices.Values(services), func(a, b agentapi.Service) int { return slices.Compare(a.ID[:], b.ID[:]) })
-	for _, s := range sorted {
+	slices.SortFunc(ruled, func(a, b *agentapi.Service) int { return slices.Compare(a.ID[:], b.ID[:]) })
+	for _, s := range ruled {
 		for _, g := range s.Ingress {
 			r := &route{path: g.Path, service: s.Stack + "/" + s.Name}
 			for _, p := range s.Endpoints {

@@ -3,6 +3,7 @@ package edge
 import (
 	"net/http"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -130,4 +131,22 @@ func TestSampler(t *testing.T) {
 	if skipped, ok := s.take(now.Add(time.Second)); !ok || skipped != 100-linesPerSecond {
 		t.Errorf("got %d skipped, %v; want %d and a line", skipped, ok, 100-linesPerSecond)
 	}
+}
+
+// No host and path of a client's make the table fail, and a rule that is found matches.
+func FuzzFind(f *testing.F) {
+	for _, seed := range [][2]string{{"shop.example.com:80", "/api/x"}, {"[::1]:80", "/../.."}, {".", ""}, {"a..b", "//api"}, {"[", "*"}} {
+		f.Add(seed[0], seed[1])
+	}
+	rules := []spec.Ingress{{Host: "shop.example.com", Path: "/api"}, {Host: "*.example.com", Path: "/api/v1"}, {Path: "/health"}}
+	table := newTable([]agentapi.Service{{Ingress: rules}}, nil)
+	f.Fuzz(func(t *testing.T, host, path string) {
+		r := table.find(host, path)
+		if r == nil {
+			return
+		}
+		if r.path != "/health" && !strings.HasSuffix(hostname(host), ".example.com") {
+			t.Errorf("%q %q found the rule for %s of another host", host, path, r.path)
+		}
+	})
 }
