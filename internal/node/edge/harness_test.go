@@ -31,7 +31,7 @@ type task struct {
 }
 
 // startTask serves h on an address; port zero takes a free one.
-func startTask(t *testing.T, address string, port uint16, h http.Handler) *task {
+func startTask(t *testing.T, address string, port uint16, h http.Handler, change ...func(*http.Server)) *task {
 	t.Helper()
 	l, err := net.Listen("tcp", netip.AddrPortFrom(netip.MustParseAddr(address), port).String())
 	if err != nil {
@@ -42,6 +42,9 @@ func startTask(t *testing.T, address string, port uint16, h http.Handler) *task 
 	k.server.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	k.server.Protocols.SetHTTP1(true)
 	k.server.Protocols.SetUnencryptedHTTP2(true)
+	for _, c := range change {
+		c(k.server)
+	}
 	go func() {
 		defer close(k.done)
 		_ = k.server.Serve(l)

@@ -111,15 +111,16 @@ func TestConnectionsOfLeavingTasksAreClosed(t *testing.T) {
 			close(held)
 			<-hold
 		}
-	}))
-	k.server.ConnState = func(_ net.Conn, s http.ConnState) {
-		switch s {
-		case http.StateNew:
-			open.Add(1)
-		case http.StateClosed:
-			open.Add(-1)
+	}), func(s *http.Server) {
+		s.ConnState = func(_ net.Conn, s http.ConnState) {
+			switch s {
+			case http.StateNew:
+				open.Add(1)
+			case http.StateClosed:
+				open.Add(-1)
+			}
 		}
-	}
+	})
 	e := newEdge(t)
 	e.Apply(anyHost(k))
 	at, _ := serve(t, e)
