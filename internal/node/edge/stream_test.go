@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/coder/websocket"
@@ -124,15 +125,19 @@ func TestServerSentEventsAreNotHeldBack(t *testing.T) {
 // gRPC needs HTTP/2 on both sides, trailers, and messages as they come.
 func TestGRPC(t *testing.T) {
 	var checks [2]*health.Server
-	tasks := startTasks(t, 2, func(i int) http.Handler {
+	var open atomic.Int64
+	serving := func(i int) http.Handler {
 		checks[i] = health.NewServer()
 		srv := grpc.NewServer()
 		grpc_health_v1.RegisterHealthServer(srv, checks[i])
 		t.Cleanup(srv.Stop)
 		return srv
-	})
+	}
+	first := startTask(t, "127.0.1.1", 0, serving(0), counting(&open))
+	tasks := []*task{first, startTask(t, "127.0.1.2", first.port, serving(1))}
 	e := newEdge(t)
 	e.Apply(anyHost(tasks[0]))
+	keepIdle(e)
 	at, _ := serve(t, e)
 	conn, err := grpc.NewClient("passthrough:///"+at, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -170,6 +175,7 @@ func TestGRPC(t *testing.T) {
 	}
 	cancel()
 	until(t, "the stream's end", func() bool { return e.Connections(tasks[0].address) == 0 })
+	until(t, "no open connection to the task that left", func() bool { return open.Load() == 0 })
 	// Without an endpoint a client learns that it may try again.
 	e.Apply(anyHost())
 	again, done := context.WithTimeout(t.Context(), waitMax)

@@ -8,6 +8,8 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"net/netip"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -102,6 +104,67 @@ func postOne(c *http.Client, url, body string) error {
 	return nil
 }
 
+// counting counts the open connections of a task.
+func counting(open *atomic.Int64) func(*http.Server) {
+	return func(s *http.Server) {
+		s.ConnState = func(_ net.Conn, s http.ConnState) {
+			switch s {
+			case http.StateNew:
+				open.Add(1)
+			case http.StateClosed:
+				open.Add(-1)
+			}
+		}
+	}
+}
+
+// keepIdle takes the end off idle connections, so that only the edge's will closes them.
+func keepIdle(e *Edge) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, b := range e.backends {
+		b.http1.IdleConnTimeout, b.http2.IdleConnTimeout = 0, 0
+	}
+}
+
+// Once a task that left was seen without requests, none comes: that is when it is stopped.
+func TestNoRequestComesAfterTheLast(t *testing.T) {
+	tasks := []*task{
+		{address: netip.MustParseAddr("10.0.0.1"), port: 80}, {address: netip.MustParseAddr("10.0.0.2"), port: 80},
+	}
+	e := newEdge(t)
+	e.Apply(anyHost(tasks...))
+	var stopped [2]atomic.Bool
+	ctx, cancel := context.WithCancel(t.Context())
+	var done sync.WaitGroup
+	for range 4 {
+		done.Go(func() {
+			for ctx.Err() == nil {
+				b := e.acquire("a.example", "/", nil)
+				if b == nil {
+					t.Error("no endpoint although one is always there")
+					return
+				}
+				if stopped[b.address.Addr().As4()[3]-1].Load() {
+					t.Errorf("a request for %s, which is stopped", b.address)
+					cancel()
+				}
+				e.release(b)
+			}
+		})
+	}
+	for i := 0; i < 3000 && ctx.Err() == nil; i++ {
+		e.Apply(anyHost(tasks[1-i%2]))
+		until(t, "the last request", func() bool { return e.Connections(tasks[i%2].address) == 0 })
+		stopped[i%2].Store(true)
+		runtime.Gosched()
+		stopped[i%2].Store(false)
+		e.Apply(anyHost(tasks...))
+	}
+	cancel()
+	done.Wait()
+}
+
 // A task that leaves has its idle connections closed at once, and the last one after its request: a drain waits for them.
 func TestConnectionsOfLeavingTasksAreClosed(t *testing.T) {
 	hold, held := make(chan struct{}), make(chan struct{})
@@ -111,18 +174,10 @@ func TestConnectionsOfLeavingTasksAreClosed(t *testing.T) {
 			close(held)
 			<-hold
 		}
-	}), func(s *http.Server) {
-		s.ConnState = func(_ net.Conn, s http.ConnState) {
-			switch s {
-			case http.StateNew:
-				open.Add(1)
-			case http.StateClosed:
-				open.Add(-1)
-			}
-		}
-	})
+	}), counting(&open))
 	e := newEdge(t)
 	e.Apply(anyHost(k))
+	keepIdle(e)
 	at, _ := serve(t, e)
 	c := newClient(t)
 	get(t, c, "http://"+at+"/")
