@@ -5,10 +5,12 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/coder/websocket"
 	"google.golang.org/grpc"
@@ -71,7 +73,20 @@ func TestWebSocketSurvivesASwap(t *testing.T) {
 		t.Error(err)
 	}
 	until(t, "the first task to be idle", func() bool { return e.Connections(tasks[0].address) == 0 })
-	stop()
+	stopped := make(chan struct{})
+	go func() {
+		stop()
+		close(stopped)
+	}()
+	until(t, "the port to close", func() bool {
+		c, err := net.DialTimeout("tcp", at, time.Second)
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	})
+	say(second, "still")
+	<-stopped
 	if _, _, err := second.Read(ctx); err == nil {
 		t.Error("the WebSocket is still open although the edge stopped")
 	}
@@ -120,6 +135,33 @@ func TestServerSentEventsAreNotHeldBack(t *testing.T) {
 		lines.Scan()
 	}
 	until(t, "the stream's end", func() bool { return e.Connections(tasks[0].address) == 0 })
+}
+
+// What a task has sent so far arrives, also of an answer whose length is known.
+func TestAnswersAreNotHeldBack(t *testing.T) {
+	seen := make(chan struct{})
+	k := startTask(t, "127.0.1.1", 0, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "6")
+		_, _ = io.WriteString(w, "one")
+		_ = http.NewResponseController(w).Flush()
+		<-seen
+		_, _ = io.WriteString(w, "two")
+	}))
+	e := newEdge(t)
+	e.Apply(anyHost(k))
+	at, _ := serve(t, e)
+	res, err := newClient(t).Get("http://" + at + "/")
+	if err != nil {
+		close(seen)
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	half := make([]byte, 3)
+	_, err = io.ReadFull(res.Body, half)
+	close(seen)
+	if err != nil || string(half) != "one" {
+		t.Errorf("got %q, %v before the rest was sent; want its beginning", half, err)
+	}
 }
 
 // gRPC needs HTTP/2 on both sides, trailers, and messages as they come.

@@ -181,6 +181,11 @@ func TestConnectionsOfLeavingTasksAreClosed(t *testing.T) {
 	at, _ := serve(t, e)
 	c := newClient(t)
 	get(t, c, "http://"+at+"/")
+	e.Apply(anyHost())
+	until(t, "the idle connection to close", func() bool { return open.Load() == 0 })
+	e.Apply(anyHost(k))
+	keepIdle(e)
+	get(t, c, "http://"+at+"/")
 	ended := make(chan int, 1)
 	go func() {
 		res, err := c.Get("http://" + at + "/hold")
