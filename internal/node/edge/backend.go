@@ -32,8 +32,9 @@ const (
 type backend struct {
 	address  netip.AddrPort
 	inflight atomic.Int64
-	gone     atomic.Bool  // no table has it
-	avoid    atomic.Int64 // until then, in nanoseconds since 1970
+	counter  atomic.Pointer[counter] // of the task that has the address now
+	gone     atomic.Bool             // no table has it
+	avoid    atomic.Int64            // until then, in nanoseconds since 1970
 	http1    *http.Transport
 	http2    *http.Transport // without TLS, for gRPC
 }

@@ -1,6 +1,7 @@
 // Package edge serves a node's L7 ingress: HTTP requests go by host and path to a ready task of a service, wherever it runs.
 //
-// It owns the routing table, the connections to the tasks, and how many requests each task has in flight. The table follows
+// It owns the routing table, the connections to the tasks, how many requests each task has in flight, and what came of all
+// requests (Measures). The table follows
 // the same network state as the node's other load balancers and is replaced as a whole, so a request is routed by one state.
 // The edge listens only while there are rules.
 //
@@ -25,6 +26,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"baton/internal/model/cluster"
 	"baton/internal/wire/agentapi"
 )
 
@@ -48,11 +50,12 @@ const (
 
 // Edge routes requests to tasks.
 type Edge struct {
-	cfg     Config
-	table   atomic.Pointer[table]
-	proxy   *httputil.ReverseProxy
-	sampler sampler
-	changed chan struct{} // the table was replaced
+	cfg      Config
+	table    atomic.Pointer[table]
+	proxy    *httputil.ReverseProxy
+	sampler  sampler
+	counters counters
+	changed  chan struct{} // the table was replaced
 
 	mu       sync.Mutex // of Apply, and of backends
 	backends map[netip.AddrPort]*backend
@@ -67,6 +70,7 @@ func New(cfg Config) *Edge {
 		cfg.RequestsMax = requestsMax
 	}
 	e := &Edge{cfg: cfg, changed: make(chan struct{}, 1), backends: make(map[netip.AddrPort]*backend)}
+	e.counters.of = make(map[series]*counter)
 	e.table.Store(newTable(nil, nil))
 	e.proxy = e.newProxy()
 	return e
@@ -76,16 +80,10 @@ func New(cfg Config) *Edge {
 func (e *Edge) Apply(s agentapi.NetworkState) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	used := make(map[netip.AddrPort]bool)
-	next := newTable(s.Services, func(address netip.AddrPort) *backend {
-		used[address] = true
-		b := e.backends[address]
-		if b == nil {
-			b = newBackend(address)
-			e.backends[address] = b
-		}
-		return b
-	})
+	from := &source{edge: e, now: time.Now(), used: make(map[netip.AddrPort]bool), counters: make(map[*counter]bool)}
+	next := newTable(s.Services, from)
+	used := from.used
+	e.counters.keep(from.counters, from.now)
 	for address, b := range e.backends {
 		if used[address] {
 			b.gone.Store(false)
@@ -107,6 +105,35 @@ func (e *Edge) Apply(s agentapi.NetworkState) {
 	case e.changed <- struct{}{}:
 	default:
 	}
+}
+
+// source gives the table that Apply makes its backends and counters, and remembers which it gave.
+type source struct {
+	edge     *Edge
+	now      time.Time
+	used     map[netip.AddrPort]bool
+	counters map[*counter]bool
+}
+
+// backend implements sources. The address of a task that left may be another one's now.
+func (s *source) backend(at netip.AddrPort, service, task cluster.ID) *backend {
+	s.used[at] = true
+	b := s.edge.backends[at]
+	if b == nil {
+		b = newBackend(at)
+		s.edge.backends[at] = b
+	}
+	n := s.edge.counters.get(service, task, s.now)
+	s.counters[n] = true
+	b.counter.Store(n)
+	return b
+}
+
+// counter implements sources.
+func (s *source) counter(service cluster.ID) *counter {
+	n := s.edge.counters.get(service, cluster.ID{}, s.now)
+	s.counters[n] = true
+	return n
 }
 
 // Connections counts the requests that are with the tasks of an address, also those that left the table.

@@ -87,6 +87,11 @@ func anyHost(tasks ...*task) agentapi.NetworkState {
 	return agentapi.NetworkState{Services: []agentapi.Service{service(1, []spec.Ingress{{Path: "/", Port: port}}, tasks...)}}
 }
 
+// newSource gives tables what they need, of an edge that serves nobody.
+func newSource() *source {
+	return &source{edge: New(Config{Log: slog.New(slog.DiscardHandler)}), used: make(map[netip.AddrPort]bool), counters: make(map[*counter]bool)}
+}
+
 func newEdge(t *testing.T, change ...func(*Config)) *Edge {
 	cfg := Config{Log: slog.New(slog.DiscardHandler)}
 	for _, c := range change {

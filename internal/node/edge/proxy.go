@@ -26,8 +26,14 @@ var errNoEndpoint = errors.New("no endpoint is ready")
 
 // exchange is what the edge knows of one request.
 type exchange struct {
-	backend *backend // that has the request
-	err     error    // what kept it from a task
+	backend  *backend // that has the request
+	err      error    // what kept it from a task
+	counter  *counter // that it counts with: of the task that had it last, else of the service
+	header   time.Time // when a task sent the header of its answer; zero: none did
+	status   int       // of that header
+	stream   bool      // the answer takes as long as it likes
+	cut      atomic.Bool
+	received atomic.Uint64 // bytes of its body
 }
 
 type exchangeKey struct{}
@@ -55,7 +61,9 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			task = x.backend.address
 			e.release(x.backend)
 		}
-		e.access(r, rec, service, task, x.err, time.Since(start))
+		took := time.Since(start)
+		x.ended(r, rec, start, took)
+		e.access(r, rec, service, task, x.err, took)
 	}()
 	if r.Method == http.MethodConnect {
 		http.Error(rec, "this is no forward proxy", http.StatusMethodNotAllowed)
@@ -67,6 +75,7 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	service = rule.service
+	x.counted(rule.counter)
 	e.proxy.ServeHTTP(rec, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x)))
 }
 
@@ -81,13 +90,14 @@ func (e *Edge) RoundTrip(req *http.Request) (*http.Response, error) {
 			break
 		}
 		x.backend = b
+		x.counted(b.counter.Load())
 		out := req.WithContext(req.Context())
 		u := *req.URL
 		u.Scheme, u.Host = "http", b.address.String()
 		out.URL = &u
 		var body *unread
 		if req.Body != nil && req.Body != http.NoBody {
-			body = &unread{Reader: req.Body}
+			body = &unread{Reader: req.Body, count: &x.received}
 			out.Body = body
 		}
 		transport := b.http1
@@ -97,6 +107,7 @@ func (e *Edge) RoundTrip(req *http.Request) (*http.Response, error) {
 		res, err := transport.RoundTrip(out)
 		if err == nil {
 			x.err = nil
+			x.answer(req, res)
 			return res, nil
 		}
 		x.backend, x.err = nil, err
@@ -114,12 +125,15 @@ func (e *Edge) RoundTrip(req *http.Request) (*http.Response, error) {
 // unread is a request's body that outlives an attempt and knows whether it was read.
 type unread struct {
 	io.Reader
-	read atomic.Bool
+	read  atomic.Bool
+	count *atomic.Uint64
 }
 
 func (u *unread) Read(p []byte) (int, error) {
 	u.read.Store(true)
-	return u.Reader.Read(p)
+	n, err := u.Reader.Read(p)
+	u.count.Add(uint64(n))
+	return n, err
 }
 
 func (u *unread) Close() error { return nil }

@@ -10,13 +10,15 @@ import (
 	"strings"
 	"time"
 
+	"baton/internal/model/cluster"
 	"baton/internal/wire/agentapi"
 )
 
 // route is one rule with the endpoints that serve it.
 type route struct {
 	path     string
-	service  string // stack/service, for the log
+	service  string   // stack/service, for the log
+	counter  *counter // of the requests that no task has
 	backends []*backend
 }
 
@@ -28,8 +30,14 @@ type table struct {
 	rules int
 }
 
-// newTable makes the table of services; at gives the backend of an address.
-func newTable(services []agentapi.Service, at func(netip.AddrPort) *backend) *table {
+// sources give a table what outlives it.
+type sources interface {
+	backend(at netip.AddrPort, service, task cluster.ID) *backend
+	counter(service cluster.ID) *counter
+}
+
+// newTable makes the table of services.
+func newTable(services []agentapi.Service, from sources) *table {
 	t := &table{exact: make(map[string][]*route), wild: make(map[string][]*route)}
 	var ruled []*agentapi.Service
 	for i := range services {
@@ -41,9 +49,9 @@ func newTable(services []agentapi.Service, at func(netip.AddrPort) *backend) *ta
 	slices.SortFunc(ruled, func(a, b *agentapi.Service) int { return slices.Compare(a.ID[:], b.ID[:]) })
 	for _, s := range ruled {
 		for _, g := range s.Ingress {
-			r := &route{path: g.Path, service: s.Stack + "/" + s.Name}
+			r := &route{path: g.Path, service: s.Stack + "/" + s.Name, counter: from.counter(s.ID)}
 			for _, p := range s.Endpoints {
-				r.backends = append(r.backends, at(netip.AddrPortFrom(p.Address, g.Port)))
+				r.backends = append(r.backends, from.backend(netip.AddrPortFrom(p.Address, g.Port), s.ID, p.Task))
 			}
 			t.rules++
 			switch suffix, wild := strings.CutPrefix(g.Host, "*."); {

@@ -24,7 +24,7 @@ func TestRouting(t *testing.T) {
 		named(4, "wild", spec.Ingress{Host: "*.example.com", Path: "/"}),
 		named(5, "health", spec.Ingress{Path: "/health"}),
 		named(6, "admin", spec.Ingress{Host: "admin.example.com", Path: "/admin"}),
-	}, nil)
+	}, newSource())
 	for _, tc := range []struct{ name, host, path, want string }{
 		{"exact", "shop.example.com", "/", "front"},
 		{"case, port and dot", "Shop.Example.COM.:8080", "/x", "front"},
@@ -139,7 +139,7 @@ func FuzzFind(f *testing.F) {
 		f.Add(seed[0], seed[1])
 	}
 	rules := []spec.Ingress{{Host: "shop.example.com", Path: "/api"}, {Host: "*.example.com", Path: "/api/v1"}, {Path: "/health"}}
-	table := newTable([]agentapi.Service{{Ingress: rules}}, nil)
+	table := newTable([]agentapi.Service{{Ingress: rules}}, newSource())
 	f.Fuzz(func(t *testing.T, host, path string) {
 		r := table.find(host, path)
 		if r == nil {

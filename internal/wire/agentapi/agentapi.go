@@ -243,6 +243,8 @@ type Report struct {
 	Prepared       *PreparedImages          `json:"prepared,omitempty"` // when it changed
 	// Beat numbers the agent's heartbeats of a session, from 1; zero: this report is none.
 	Beat uint64 `json:"beat,omitempty"`
+	// Measures is the node's load; nil: nothing is said of it. It is kept in memory only.
+	Measures *Measures `json:"measures,omitempty"`
 }
 
 // Empty reports whether there is nothing in it that a manager has to write.
