@@ -50,6 +50,7 @@ var rooms = []room{
 	{2, "client", "", "public Go client"},
 	{3, "internal/manager/consensus", "manager", "the log"},
 	{3, "internal/manager/identity", "manager", "keys"},
+	{3, "internal/manager/measure", "manager", "the load of services and tasks, in memory"},
 	{4, "internal/manager/recovery", "manager", "backups; the state of a cluster that lost its managers"},
 	{4, "internal/manager/stacks", "manager", "lets the release planner read the store"},
 	{5, "internal/manager/control", "manager", "the leader's loop"},

@@ -26,9 +26,9 @@ var errNoEndpoint = errors.New("no endpoint is ready")
 
 // exchange is what the edge knows of one request.
 type exchange struct {
-	backend  *backend // that has the request
-	err      error    // what kept it from a task
-	counter  *counter // that it counts with: of the task that had it last, else of the service
+	backend  *backend  // that has the request
+	err      error     // what kept it from a task
+	counter  *counter  // that it counts with: of the task that had it last, else of the service
 	header   time.Time // when a task sent the header of its answer; zero: none did
 	status   int       // of that header
 	stream   bool      // the answer takes as long as it likes
