@@ -100,6 +100,7 @@ type edge struct {
 }
 
 type node struct {
+	at          time.Time // of its last report, by its own clock
 	heard, used time.Time // when it reported last, and its use
 	full        bool      // it has told all of its series once
 	edges       map[series]edge
@@ -128,6 +129,10 @@ func (k *Keeper) Take(id cluster.ID, m agentapi.Measures, now time.Time) {
 		n = &node{edges: make(map[series]edge)}
 		k.nodes[id] = n
 	}
+	if m.At.Before(n.at) && n.at.Sub(m.At) < sinceMax {
+		return // it came by way of another manager, and a newer one was faster
+	}
+	n.at = m.At
 	if now.Before(n.heard) {
 		now = n.heard // the clock was set back: what follows must not
 	}
@@ -164,32 +169,33 @@ func (k *Keeper) takeRequests(n *node, r *agentapi.RequestMeasure, at, now time.
 	}
 	key := series{r.Service, r.Task}
 	last, known := n.edges[key]
-	if !known {
-		if k.edges >= k.cfg.EdgesMax {
-			k.left.Edges++
-			return
-		}
-		k.edges++
+	if !known && k.edges >= k.cfg.EdgesMax {
+		k.left.Edges++
+		return
 	}
-	n.edges[key] = edge{since: r.Since, counts: counts.pack(), inflight: max(0, r.InFlight)}
+	packed := counts.pack()
 	from, age := n.heard, at.Sub(time.Unix(0, r.Since))
 	switch {
 	case known && last.since == r.Since:
 		var before sums
 		before.unpack(last.counts)
 		if !counts.minus(&before) {
-			k.left.Senseless++
+			k.left.Senseless++ // older than what is known: had it its way, the difference would count twice
 			return
 		}
 	case n.full: // all that it has, it has counted since the report before
 	case age > sinceMax:
-		return // how much of it is of now, nobody knows
+		counts = sums{} // how much of it is of now, nobody knows
 	default:
 		from = now.Add(-max(0, age))
 	}
 	if from.IsZero() || from.After(now) {
 		from = now
 	}
+	if !known {
+		k.edges++
+	}
+	n.edges[key] = edge{since: r.Since, counts: packed, inflight: max(0, r.InFlight)}
 	counts[inflight] = uint64(max(0, r.InFlight)) * uint64(now.Sub(from).Milliseconds())
 	counts[reports] = 1
 	k.add(r.Service, r.Task, &counts, from, now)

@@ -159,9 +159,16 @@ func TestOldCountsAreNotNew(t *testing.T) {
 	}
 	// Fewer than before with the same beginning cannot be: nothing goes backwards.
 	w.report(1, false, w.series(old, began, 3))
-	w.report(1, false, w.series(old, began, 5))
+	w.report(1, false, w.series(old, began, 1_000_009))
 	if l := w.all(); l.Requests != 59 {
 		t.Errorf("%d requests, want 59", l.Requests)
+	}
+	// A report that a newer one has overtaken says nothing, not even what there no longer is.
+	late := agentapi.Measures{At: w.now.Add(-time.Second), Full: true}
+	w.Take(id('n', 1), late, w.now)
+	w.report(1, false, w.series(old, began, 1_000_010))
+	if l := w.all(); l.Requests != 60 {
+		t.Errorf("%d requests, want 60", l.Requests)
 	}
 	if _, _, _, left := w.Size(); left.Senseless != 1 {
 		t.Errorf("left out: %+v", left)

@@ -19,6 +19,7 @@ import (
 
 	"baton/client/api"
 	"baton/internal/manager/identity"
+	"baton/internal/manager/measure"
 	"baton/internal/manager/store"
 	"baton/internal/model/cluster"
 	"baton/internal/wire/agentapi"
@@ -59,7 +60,7 @@ const (
 	keepAlive       = 15 * time.Second
 )
 
-// Config is what a Server needs. All fields but Keeper, Members, Backup, Planner, Logger and Now must be set.
+// Config is what a Server needs. All fields but Keeper, Members, Backup, Measures, Planner, Logger and Now must be set.
 type Config struct {
 	Log   Log
 	Store *store.Store
@@ -73,6 +74,8 @@ type Config struct {
 	Members func() (leader string, voters []string)
 	// Backup writes the state with the cluster's keys, in clear; nil where there is no cluster to keep.
 	Backup func(w io.Writer) error
+	// Measures is what is known of the load; nil: nothing.
+	Measures *measure.Keeper
 	// Planner may be nil: plans then tell of services, not of tasks.
 	Planner     Planner
 	ClusterName string

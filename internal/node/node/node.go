@@ -54,17 +54,18 @@ type Config struct {
 
 // Node is a running node wing.
 type Node struct {
-	cfg     Config
-	images  *image.Store
-	runtime *runtime.Runtime
-	network *network.Network
-	volumes *volume.Store
-	files   *files.Dir
-	record  *record.Record
-	fence   *fence.Fence
-	edge    *edge.Edge
-	meter   *meter
-	notes   chan agentapi.Note
+	cfg      Config
+	images   *image.Store
+	runtime  *runtime.Runtime
+	network  *network.Network
+	volumes  *volume.Store
+	files    *files.Dir
+	record   *record.Record
+	fence    *fence.Fence
+	edge     *edge.Edge
+	meter    *meter
+	reporter reporter
+	notes    chan agentapi.Note
 }
 
 // notesMax is how many notes of the runtime wait for the agent; more are dropped.

@@ -56,8 +56,8 @@ func (r RequestMeasure) Requests() uint64 {
 
 // NodeUse is what a machine and its running tasks use.
 type NodeUse struct {
-	CPU        time.Duration `json:"cpu" cbor:"1,keyasint"` // used so far, by everything on the machine
-	Cores      uint64        `json:"cores" cbor:"2,keyasint"`
+	CPU        time.Duration `json:"cpu" cbor:"1,keyasint"`   // used so far, by everything on the machine
+	Cores      uint64        `json:"cores" cbor:"2,keyasint"` // in thousandths
 	Memory     uint64        `json:"memory" cbor:"3,keyasint"`
 	MemorySize uint64        `json:"memorySize" cbor:"4,keyasint"`
 	Tasks      []TaskUse     `json:"tasks,omitempty" cbor:"5,keyasint,omitempty"`
