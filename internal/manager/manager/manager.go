@@ -144,7 +144,7 @@ func Open(ctx context.Context, cfg Config) (_ *Manager, err error) {
 	m.controller = control.New(control.Config{Store: m.store, Log: m.raft, Acks: m.roster, Logger: cfg.Logger, Seed: seed(cfg.NodeID), Now: cfg.Now})
 	m.api = server.New(server.Config{
 		Log: m.log, Store: m.store, Nodes: m.nodes, Self: cfg.NodeID, Sealer: m.sealer, Keeper: m.keeper, Members: m.membersNow, Backup: m.backup,
-		Measures:    m.load.keeper,
+		Raft: m.raft.Status, Measures: m.load.keeper,
 		Planner:     planner{seed: seed(cfg.NodeID)},
 		ClusterName: cfg.ClusterName, Version: cfg.Version, Logger: cfg.Logger,
 	})

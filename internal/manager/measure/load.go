@@ -133,8 +133,9 @@ type Total struct {
 	NoEndpoint, Unreached, Broken uint64
 	Received, Sent                uint64
 	Latency                       agentapi.Histogram
-	Ended                         uint64 // tasks that failed
-	InFlight                      int64  // now
+	Took                          time.Duration // the sum of the latencies
+	Ended                         uint64        // tasks that failed
+	InFlight                      int64         // now
 }
 
 // Totals are those of all services.
@@ -144,7 +145,7 @@ func (k *Keeper) Totals(now time.Time) map[cluster.ID]Total {
 	out := make(map[cluster.ID]Total, len(k.services))
 	for id, svc := range k.services {
 		s := &svc.total
-		t := Total{NoEndpoint: s[noEndpoint], Unreached: s[unreached], Broken: s[broken], Received: s[received], Sent: s[sent], Ended: svc.ended}
+		t := Total{NoEndpoint: s[noEndpoint], Unreached: s[unreached], Broken: s[broken], Received: s[received], Sent: s[sent], Took: time.Duration(s[took]) * time.Microsecond, Ended: svc.ended}
 		copy(t.Classes[:], s[classes:])
 		copy(t.Latency[:], s[latency:])
 		out[id] = t

@@ -24,6 +24,7 @@ const (
 	netReceived
 	netSent
 	reports
+	took    // microseconds
 	latency // the buckets of the histogram
 	sumsLen = latency + agentapi.LatencyBuckets
 )
@@ -94,7 +95,7 @@ func (s *sums) unpack(b []byte) {
 func requests(m *agentapi.RequestMeasure) (s sums, err error) {
 	s[noEndpoint], s[unreached], s[broken] = m.NoEndpoint, m.Unreached, m.Broken
 	copy(s[classes:], m.Classes[:])
-	s[received], s[sent] = m.Received, m.Sent
+	s[received], s[sent], s[took] = m.Received, m.Sent, uint64(max(0, m.Took).Microseconds())
 	h, err := m.Latency.Histogram()
 	copy(s[latency:], h[:])
 	return s, err

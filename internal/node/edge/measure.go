@@ -28,7 +28,7 @@ type counter struct {
 	service, task cluster.ID
 	since         int64
 
-	inflight                      atomic.Int64
+	inflight, took                atomic.Int64
 	classes                       [agentapi.RequestClasses]atomic.Uint64
 	noEndpoint, unreached, broken atomic.Uint64
 	received, sent                atomic.Uint64
@@ -122,7 +122,7 @@ func (c *counters) measures(now time.Time) []agentapi.RequestMeasure {
 func (n *counter) measure() agentapi.RequestMeasure {
 	m := agentapi.RequestMeasure{
 		Service: n.service, Task: n.task, Since: n.since, NoEndpoint: n.noEndpoint.Load(), Unreached: n.unreached.Load(), Broken: n.broken.Load(),
-		InFlight: n.inflight.Load(), Received: n.received.Load(), Sent: n.sent.Load(),
+		InFlight: n.inflight.Load(), Received: n.received.Load(), Sent: n.sent.Load(), Took: time.Duration(n.took.Load()),
 	}
 	for i := range m.Classes {
 		m.Classes[i] = n.classes[i].Load()
@@ -186,6 +186,7 @@ func (x *exchange) ended(r *http.Request, rec *recorder, start time.Time, took t
 		took = x.header.Sub(start)
 	}
 	n.latency[agentapi.LatencyBucket(took)].Add(1)
+	n.took.Add(int64(took))
 }
 
 // answer notes that a task has begun to answer, and watches how its body ends.

@@ -93,6 +93,9 @@ func TestRequestsAreCounted(t *testing.T) {
 	if m.Received != 40*5 || m.Sent != 39*3 || m.Broken+m.NoEndpoint+m.Unreached != 0 || m.Service != anyHost().Services[0].ID {
 		t.Errorf("counted %+v", m)
 	}
+	if m.Took < 40*slow {
+		t.Errorf("all together took %v", m.Took)
+	}
 	if h := latencies(t, m); h.Count() != 40 || h.Quantile(0.01) < slow/12*10 {
 		t.Errorf("%d latencies, the least %v", h.Count(), h.Quantile(0.01))
 	}

@@ -43,6 +43,8 @@ type RequestMeasure struct {
 	// Latency is of the requests that a task answered: until the last byte, but of gRPC, WebSockets and server-sent events until the
 	// header, because such a stream takes as long as it likes.
 	Latency Sparse `json:"latency,omitempty" cbor:"11,keyasint,omitempty"`
+	// Took is the sum of these latencies.
+	Took time.Duration `json:"took,omitempty" cbor:"12,keyasint,omitempty"`
 }
 
 // Requests is how many have ended.
