@@ -127,7 +127,7 @@ func (m *Manager) shareMeasures(ctx context.Context) {
 			m.load.keeper.Forget(func(id cluster.ID) bool {
 				_, ok := store.Get[*cluster.Node](snap, id)
 				return ok
-			})
+			}, time.Now())
 		case <-share.C:
 			m.share(ctx, m.load.take())
 		}

@@ -54,6 +54,9 @@ const (
 	Lag = 2*agentapi.MeasureEvery + time.Second
 	// silentMax is when a node's last word counts no more.
 	silentMax = (agentapi.UseEvery + 2) * agentapi.MeasureEvery
+	// edgeKept is how long after it was told last a series of a task that ended is kept, so that it is not taken for a new one if it is
+	// told again: longer than edges keep it.
+	edgeKept = 15 * time.Minute
 	// sinceMax is how far back counts are believed that a series had before its node was heard of.
 	sinceMax = time.Minute
 )
@@ -97,6 +100,7 @@ type edge struct {
 	since    int64
 	counts   []byte // packed
 	inflight int64
+	heard    time.Time
 }
 
 type node struct {
@@ -195,8 +199,12 @@ func (k *Keeper) takeRequests(n *node, r *agentapi.RequestMeasure, at, now time.
 	if !known {
 		k.edges++
 	}
-	n.edges[key] = edge{since: r.Since, counts: packed, inflight: max(0, r.InFlight)}
-	counts[inflight] = uint64(max(0, r.InFlight)) * uint64(now.Sub(from).Milliseconds())
+	n.edges[key] = edge{since: r.Since, counts: packed, inflight: max(0, r.InFlight), heard: now}
+	busy := now.Sub(from)
+	if known && last.inflight > 0 {
+		busy = now.Sub(last.heard) // a node with many series tells some of them less often
+	}
+	counts[inflight] = uint64(max(0, r.InFlight)) * uint64(busy.Milliseconds())
 	counts[reports] = 1
 	k.add(r.Service, r.Task, &counts, from, now)
 }
@@ -290,6 +298,15 @@ func (k *Keeper) task(id, of cluster.ID) *task {
 	return t
 }
 
+// lives reports whether anything may yet be counted for a series.
+func (k *Keeper) lives(s series) bool {
+	if s.task.IsZero() {
+		return k.cfg.Service(s.service)
+	}
+	_, ok := k.cfg.Task(s.task)
+	return ok
+}
+
 // Ended counts a task of a service that failed.
 func (k *Keeper) Ended(id cluster.ID) {
 	k.mu.Lock()
@@ -299,8 +316,8 @@ func (k *Keeper) Ended(id cluster.ID) {
 	}
 }
 
-// Forget forgets services and tasks that are gone, and nodes that node does not know.
-func (k *Keeper) Forget(known func(node cluster.ID) bool) {
+// Forget forgets services and tasks that are gone, nodes that are not known, and what these counted of tasks that ended long ago.
+func (k *Keeper) Forget(known func(node cluster.ID) bool, now time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for id := range k.services {
@@ -322,6 +339,13 @@ func (k *Keeper) Forget(known func(node cluster.ID) bool) {
 		if !known(id) {
 			k.edges -= len(n.edges)
 			delete(k.nodes, id)
+			continue
+		}
+		for s, e := range n.edges {
+			if now.Sub(e.heard) > edgeKept && !k.lives(s) {
+				delete(n.edges, s)
+				k.edges--
+			}
 		}
 	}
 }

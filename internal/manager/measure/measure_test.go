@@ -259,7 +259,16 @@ func TestSeriesAreBoundedAndForgotten(t *testing.T) {
 	}
 	clear(w.tasks)
 	clear(w.services)
-	w.Forget(func(cluster.ID) bool { return false })
+	w.Forget(func(cluster.ID) bool { return true }, w.now.Add(edgeKept))
+	if services, tasks, edges, _ := w.Size(); services+tasks != 0 || edges != 3 {
+		t.Errorf("%d services, %d tasks, %d edges are kept", services, tasks, edges)
+	}
+	w.Forget(func(cluster.ID) bool { return true }, w.now.Add(edgeKept+1))
+	if _, _, edges, _ := w.Size(); edges != 0 {
+		t.Errorf("%d edges of ended tasks are kept", edges)
+	}
+	w.report(1, true, w.series(id('t', 1), w.now, 1))
+	w.Forget(func(cluster.ID) bool { return false }, w.now)
 	if services, tasks, edges, _ := w.Size(); services+tasks+edges != 0 || w.all().Samples != 0 {
 		t.Errorf("%d services, %d tasks, %d edges are kept", services, tasks, edges)
 	}

@@ -1,21 +1,32 @@
 package node
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"baton/internal/model/cluster"
+	"baton/internal/node/agent"
 	"baton/internal/wire/agentapi"
 )
 
-// useMax bounds the reading of what tasks use.
-const useMax = 3 * time.Second
+const (
+	// useMax bounds the reading of what tasks use.
+	useMax = 3 * time.Second
+	// toldMax bounds the series that all nodes together tell in the time of one report: about 25 MB/s for a cluster, however many of
+	// its nodes take requests for however many tasks. A node's share is never less than toldMin.
+	toldMax = 200_000
+	toldMin = 50
+)
 
 // reporter remembers what of the edge's counts was told.
 type reporter struct {
 	mu   sync.Mutex
 	told map[told]counts
+	turn uint64
 }
 
 // told is a series that was told.
@@ -28,29 +39,58 @@ type told struct {
 type counts struct {
 	ended    uint64
 	inflight int64
+	turn     uint64 // when it was told
 }
 
-// news are the series that changed since the last call and those with requests in flight; all of them with full.
-func (r *reporter) news(all []agentapi.RequestMeasure, full bool) []agentapi.RequestMeasure {
+// news are the series that changed since they were told and those with requests in flight, limit at most, those first that were told
+// longest ago; all of them with full.
+func (r *reporter) news(all []agentapi.RequestMeasure, full bool, limit int) []agentapi.RequestMeasure {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	before := r.told
 	r.told = make(map[told]counts, len(all))
+	r.turn++
 	var out []agentapi.RequestMeasure
 	for _, m := range all {
-		key, now := told{m.Service, m.Task, m.Since}, counts{m.Requests(), m.InFlight}
-		if last, ok := before[key]; full || !ok || last != now || m.InFlight > 0 {
+		last, ok := before[key(&m)]
+		if full || !ok || last.ended != m.Requests() || last.inflight != m.InFlight || m.InFlight > 0 {
 			out = append(out, m)
 		}
-		r.told[key] = now
+		if ok {
+			r.told[key(&m)] = last
+		}
+	}
+	if !full && len(out) > limit {
+		slices.SortStableFunc(out, func(a, b agentapi.RequestMeasure) int {
+			return cmp.Compare(before[key(&a)].turn, before[key(&b)].turn)
+		})
+		out = out[:limit]
+	}
+	for i := range out {
+		r.told[key(&out[i])] = counts{out[i].Requests(), out[i].InFlight, r.turn}
 	}
 	return out
 }
 
+func key(m *agentapi.RequestMeasure) told { return told{m.Service, m.Task, m.Since} }
+
+// counted is a network that remembers how many nodes there are.
+type counted struct {
+	agent.Network
+	peers *atomic.Int64
+}
+
+// Apply implements agent.Network.
+func (c counted) Apply(ctx context.Context, s agentapi.NetworkState) error {
+	c.peers.Store(int64(len(s.Peers)))
+	return c.Network.Apply(ctx, s)
+}
+
 // Measure is the node's load for the i-th report of a session.
 func (n *Node) Measure(ctx context.Context, i int) (agentapi.Measures, bool) {
-	full := i%agentapi.FullEvery == 0
-	m := agentapi.Measures{At: time.Now(), Full: full, Requests: n.reporter.news(n.edge.Measures(), full)}
+	all, limit := n.edge.Measures(), max(toldMin, toldMax/max(1, int(n.peers.Load())))
+	full := i == 0 || i%agentapi.FullEvery == 0 && len(all) <= limit
+	m := agentapi.Measures{At: time.Now(), Full: full, Requests: n.reporter.news(all, full, limit)}
 	if i%agentapi.UseEvery == 0 {
 		ctx, cancel := context.WithTimeout(ctx, useMax)
 		defer cancel()

@@ -27,8 +27,33 @@ func TestReporterTellsNews(t *testing.T) {
 		{[]agentapi.RequestMeasure{of(1, 2, 5, 0), of(2, 1, 1, 0)}, false, 1}, // it went to another task
 		{[]agentapi.RequestMeasure{of(1, 2, 5, 0), of(2, 1, 1, 0), of(3, 9, 0, 1)}, true, 3},
 	} {
-		if got := r.news(step.all, step.full); len(got) != step.want {
+		if got := r.news(step.all, step.full, 10); len(got) != step.want {
 			t.Errorf("step %d: %d series, want %d: %+v", i, len(got), step.want, got)
+		}
+	}
+}
+
+// With more news than a report may have, every series gets its turn.
+func TestReporterTakesTurns(t *testing.T) {
+	var r reporter
+	const series, limit = 25, 10
+	seen := make(map[cluster.ID]int)
+	for round := range uint64(10) {
+		var all []agentapi.RequestMeasure
+		for i := range byte(series) {
+			all = append(all, agentapi.RequestMeasure{Task: cluster.ID{i}, Classes: [agentapi.RequestClasses]uint64{2: round + 1}})
+		}
+		got := r.news(all, false, limit)
+		if len(got) != limit {
+			t.Fatalf("round %d: %d series", round, len(got))
+		}
+		for _, m := range got {
+			seen[m.Task]++
+		}
+	}
+	for i := range byte(series) {
+		if n := seen[cluster.ID{i}]; n != 10*limit/series {
+			t.Errorf("series %d was told %d times", i, n)
 		}
 	}
 }

@@ -18,6 +18,7 @@ import (
 	goruntime "runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -63,6 +64,7 @@ type Node struct {
 	record   *record.Record
 	fence    *fence.Fence
 	edge     *edge.Edge
+	peers    atomic.Int64 // nodes of the cluster
 	meter    *meter
 	reporter reporter
 	notes    chan agentapi.Note
@@ -147,7 +149,7 @@ func (n *Node) note(note agentapi.Note) {
 // Run runs what the managers behind connector assign, until ctx ends.
 func (n *Node) Run(ctx context.Context, connector agentapi.Connector) error {
 	a := agent.New(agent.Config{
-		Node: n.cfg.ID, Name: n.cfg.Name, Executor: n.runtime, Network: fronted{n.network, n.edge}, Volumes: n.volumes, Files: n.files,
+		Node: n.cfg.ID, Name: n.cfg.Name, Executor: n.runtime, Network: counted{fronted{n.network, n.edge}, &n.peers}, Volumes: n.volumes, Files: n.files,
 		Logs: runtime.OpenLogs(n.cfg.Dir), Record: n.record, Fence: fenced{n}, Connector: connector, Describe: n.describe, Notes: n.notes,
 		Log: n.cfg.Logger.With("part", "agent"),
 	})
