@@ -2,14 +2,22 @@ package e2e
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netns"
 
 	"baton/client/api"
 )
@@ -77,27 +85,7 @@ func TestRequestsAreMeasured(t *testing.T) {
 			"    x-rollout: {drain: 2s}\n", deploy("replicas: 2, "+quickUpdate+", resources: {reservations: {cpus: \"0.1\"}}")))
 	}
 	m.baton("up", "-f", file(1), "-y")
-	eventually(t, 30*time.Second, "the edge serves", func() error {
-		_, err := m.ask(m.outside, "http://"+machineIP+"/")
-		return err
-	})
-	became := func(what string, want map[string]int) {
-		t.Helper()
-		eventually(t, 30*time.Second, what, func() error {
-			if got := m.requestsTotal(); fmt.Sprint(got) != fmt.Sprint(want) {
-				return fmt.Errorf("/metrics has %v, want %v", got, want)
-			}
-			return nil
-		})
-	}
-	// Those that waited for the edge count too, and may be more than one.
-	eventually(t, 30*time.Second, "the first request is counted", func() error {
-		if m.requestsTotal()["2xx"] == 0 {
-			return fmt.Errorf("none")
-		}
-		return nil
-	})
-	base := m.requestsTotal()
+	base := m.edgeServes()
 	began := time.Now()
 	m.send("/slow?ms=20", 60)
 	m.send("/slow?ms=400", 40)
@@ -107,7 +95,7 @@ func TestRequestsAreMeasured(t *testing.T) {
 	if base["5xx"] > 0 {
 		want["5xx"] = base["5xx"]
 	}
-	became("all are counted", want)
+	m.counted("all are counted", want)
 	took := time.Since(began)
 
 	samples := m.scrape()
@@ -124,34 +112,51 @@ func TestRequestsAreMeasured(t *testing.T) {
 	m.checkLoads(took)
 
 	m.baton("up", "-f", file(2), "-y")
-	became("the tasks are replaced, their requests are kept", want)
+	m.counted("the tasks are replaced, their requests are kept", want)
 	m.send("/slow?ms=1", 25)
 	want["2xx"] += 25
-	became("those of the new tasks are added", want)
+	m.counted("those of the new tasks are added", want)
 
 	m.kill()
 	m.start()
 	m.awaitReady()
-	eventually(t, 30*time.Second, "the edge serves again", func() error {
-		_, err := m.ask(m.outside, "http://"+machineIP+"/")
-		return err
-	})
-	var last int
-	eventually(t, 30*time.Second, "requests are counted again", func() error {
-		if last = m.requestsTotal()["2xx"]; last == 0 {
-			return fmt.Errorf("none")
-		}
-		return nil
-	})
-	before := m.requestsTotal()
+	before := m.edgeServes()
 	m.send("/slow?ms=1", 12)
 	before["2xx"] += 12
-	became("the new ones are counted, and nothing else", before)
+	m.counted("the new ones are counted, and nothing else", before)
 	for _, s := range batonJSON[topDocument](m, "top").Services {
 		if s.Rate < 0 || s.Requests > 200 || s.InFlight != 0 {
 			t.Errorf("after the crash: %+v", s)
 		}
 	}
+}
+
+// edgeServes waits until the edge serves and has counted what this took, which may be more than one request.
+func (m *machine) edgeServes() map[string]int {
+	m.t.Helper()
+	eventually(m.t, 30*time.Second, "the edge serves", func() error {
+		_, err := m.ask(m.outside, "http://"+machineIP+"/")
+		return err
+	})
+	var base map[string]int
+	eventually(m.t, 30*time.Second, "the first request is counted", func() error {
+		if base = m.requestsTotal(); base["2xx"] == 0 {
+			return errors.New("none")
+		}
+		return nil
+	})
+	return base
+}
+
+// counted waits until /metrics has as many requests of each class.
+func (m *machine) counted(what string, want map[string]int) {
+	m.t.Helper()
+	eventually(m.t, 30*time.Second, what, func() error {
+		if got := m.requestsTotal(); !maps.Equal(got, want) {
+			return fmt.Errorf("/metrics has %v, want %v", got, want)
+		}
+		return nil
+	})
 }
 
 // checkLoads looks at top and status while the first requests are of the last minute.
@@ -194,4 +199,74 @@ func (m *machine) checkLoads(took time.Duration) {
 		t.Errorf("status:\n%s", text)
 	}
 	t.Log("\n" + m.baton("top") + "\n" + m.baton("status"))
+}
+
+// Prometheus scrapes the port with an exported certificate, and nobody does without.
+func TestMetricsAreScrapedFromElsewhere(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	var saved struct {
+		Address string
+		TLS     struct{ Roots, Certificate, Key []byte }
+	}
+	if err := json.Unmarshal([]byte(m.baton("context", "export", "prometheus", "--user", "prometheus")), &saved); err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(saved.TLS.Roots) {
+		t.Fatal("no roots in the context")
+	}
+	pair, err := tls.X509KeyPair(saved.TLS.Certificate, saved.TLS.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	get := func(certs ...tls.Certificate) (int, string, error) {
+		tr := &http.Transport{
+			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+				return dialFrom(ctx, m.outside, network, address)
+			},
+			TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: certs, ServerName: "manager.baton.internal"}, ForceAttemptHTTP2: true,
+		}
+		defer tr.CloseIdleConnections()
+		res, err := (&http.Client{Transport: tr, Timeout: 20 * time.Second}).Get(saved.Address + "/metrics")
+		if err != nil {
+			return 0, "", err
+		}
+		defer res.Body.Close()
+		body, err := io.ReadAll(res.Body)
+		return res.StatusCode, string(body), err
+	}
+	if code, body, err := get(pair); err != nil || code != http.StatusOK || !strings.Contains(body, "baton_manager_leader 1") {
+		t.Errorf("with the certificate: status %d, %v: %.200s", code, err, body)
+	}
+	if code, body, err := get(); err == nil && (code != http.StatusUnauthorized || strings.Contains(body, "baton_manager_leader")) {
+		t.Errorf("without a certificate: status %d: %.200s", code, body)
+	}
+}
+
+// dialFrom connects out of the network namespace at path.
+func dialFrom(ctx context.Context, path, network, address string) (net.Conn, error) {
+	type outcome struct {
+		conn net.Conn
+		err  error
+	}
+	done := make(chan outcome, 1)
+	go func() {
+		runtime.LockOSThread() // not unlocked: the thread ends with the goroutine
+		ns, err := netns.GetFromPath(path)
+		if err != nil {
+			done <- outcome{err: err}
+			return
+		}
+		defer ns.Close()
+		if err := netns.Set(ns); err != nil {
+			done <- outcome{err: err}
+			return
+		}
+		// An address needs no lookups and no second family, so that the socket is made on this thread.
+		c, err := new(net.Dialer).DialContext(ctx, network, address)
+		done <- outcome{c, err}
+	}()
+	o := <-done
+	return o.conn, o.err
 }

@@ -1,6 +1,7 @@
 package bubble
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"testing"
@@ -18,16 +19,7 @@ func TestLoadIsKnownToEveryManager(t *testing.T) {
 		w := New(t, Config{Seed: 1, Workers: 6})
 		defer w.Close()
 		w.deploy(t.Context(), "shop")
-		var task *cluster.Task
-		w.eventually("a task runs", time.Minute, func() error {
-			for k := range store.All[*cluster.Task](w.snapshot()) {
-				if k.Observed == cluster.ObservedRunning && k.Slot == 1 && k.Desired == cluster.DesiredRun {
-					task = k
-					return nil
-				}
-			}
-			return fmt.Errorf("none")
-		})
+		task := w.oneTask()
 		began, total := time.Now(), uint64(0)
 		requests := func(seconds int) {
 			for range seconds {
@@ -39,19 +31,8 @@ func TestLoadIsKnownToEveryManager(t *testing.T) {
 				time.Sleep(time.Second)
 			}
 		}
-		agree := func(what string) {
-			t.Helper()
-			w.eventually(what, 30*time.Second, func() error {
-				for _, m := range w.managers() {
-					if got := m.manager.Measures().Totals(time.Now())[task.Service]; got.Classes[2] != total || got.Latency.Count() != total {
-						return fmt.Errorf("%s knows of %d requests, of %d", m.name, got.Classes[2], total)
-					}
-				}
-				return nil
-			})
-		}
 		requests(30)
-		agree("all managers know all")
+		w.agree("all managers know all", task.Service, total)
 		leader := w.leader()
 		calm := w.isolate(leader, true, true)
 		requests(30)
@@ -64,7 +45,7 @@ func TestLoadIsKnownToEveryManager(t *testing.T) {
 			return fmt.Errorf("none does")
 		})
 		calm()
-		agree("all managers know all, also the one that was cut off")
+		w.agree("all managers know all, also the one that was cut off", task.Service, total)
 		requests(60)
 		per := float64(len(w.all)*(len(w.all)+1)) / 2
 		for _, m := range w.managers() {
@@ -86,5 +67,33 @@ func TestLoadIsKnownToEveryManager(t *testing.T) {
 				t.Errorf("%s, restarted %v: %d requests of %d", m.name, restarted, got, total)
 			}
 		}
+	})
+}
+
+// oneTask waits for a task that runs.
+func (w *World) oneTask() (task *cluster.Task) {
+	w.t.Helper()
+	w.eventually("a task runs", time.Minute, func() error {
+		for k := range store.All[*cluster.Task](w.snapshot()) {
+			if k.Observed == cluster.ObservedRunning && k.Slot == 1 && k.Desired == cluster.DesiredRun {
+				task = k
+				return nil
+			}
+		}
+		return errors.New("none")
+	})
+	return task
+}
+
+// agree waits until all managers know as many requests of a service.
+func (w *World) agree(what string, service cluster.ID, total uint64) {
+	w.t.Helper()
+	w.eventually(what, 30*time.Second, func() error {
+		for _, m := range w.managers() {
+			if got := m.manager.Measures().Totals(time.Now())[service]; got.Classes[2] != total || got.Latency.Count() != total {
+				return fmt.Errorf("%s knows of %d requests, of %d", m.name, got.Classes[2], total)
+			}
+		}
+		return nil
 	})
 }
