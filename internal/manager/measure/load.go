@@ -40,10 +40,10 @@ type Load struct {
 }
 
 // Quantile is the latency that a share p of the requests did not exceed.
-func (l *Load) Quantile(p float64) time.Duration { return l.Latency.Quantile(p) }
+func (l Load) Quantile(p float64) time.Duration { return l.Latency.Quantile(p) }
 
 // Failed are the requests that failed between client and task.
-func (l *Load) Failed() uint64 { return l.NoEndpoint + l.Unreached + l.Broken }
+func (l Load) Failed() uint64 { return l.NoEndpoint + l.Unreached + l.Broken }
 
 func (s *sums) load(begin, end time.Time) Load {
 	l := Load{

@@ -36,6 +36,10 @@ func (r *ring) add(s *sums, from, to time.Time) {
 	if end > begin && end%int64(r.step) == 0 {
 		last-- // the slot that would begin with the end has nothing of it
 	}
+	if last < r.oldest() { // the clock was set back by more than is remembered
+		clear(r.packed)
+		r.newest = last
+	}
 	r.forward(last)
 	if end <= begin {
 		r.put(last, s)

@@ -70,6 +70,39 @@ func TestLoadIsKnownToEveryManager(t *testing.T) {
 	})
 }
 
+// A task that fails counts once, with every manager, and not again with one that starts later.
+func TestFailuresAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := New(t, Config{Seed: 1, Workers: 3})
+		defer w.Close()
+		w.deploy(t.Context(), "shop")
+		task := w.oneTask()
+		for _, m := range w.all {
+			m.box.crash(task.ID)
+		}
+		ended := func(m *machine) uint64 { return m.manager.Measures().Totals(time.Now())[task.Service].Ended }
+		w.eventually("all count it", time.Minute, func() error {
+			for _, m := range w.managers() {
+				if n := ended(m); n != 1 {
+					return fmt.Errorf("%s counts %d", m.name, n)
+				}
+			}
+			return nil
+		})
+		m := w.managers()[1]
+		m.kill()
+		if err := m.start(false); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Second)
+		for _, o := range w.managers() {
+			if n := ended(o); o == m && n != 0 || o != m && n != 1 {
+				t.Errorf("%s, restarted %v, counts %d", o.name, o == m, n)
+			}
+		}
+	})
+}
+
 // oneTask waits for a task that runs.
 func (w *World) oneTask() (task *cluster.Task) {
 	w.t.Helper()
