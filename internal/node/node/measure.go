@@ -14,8 +14,6 @@ import (
 )
 
 const (
-	// useMax bounds the reading of what tasks use.
-	useMax = 3 * time.Second
 	// toldMax bounds the series that all nodes together tell in the time of one report: about 25 MB/s for a cluster, however many of
 	// its nodes take requests for however many tasks. A node's share is never less than toldMin.
 	toldMax = 200_000
@@ -87,29 +85,34 @@ func (c counted) Apply(ctx context.Context, s agentapi.NetworkState) error {
 }
 
 // Measure is the node's load for the i-th report of a session.
-func (n *Node) Measure(ctx context.Context, i int) (agentapi.Measures, bool) {
+func (n *Node) Measure(_ context.Context, i int) (agentapi.Measures, bool) {
 	all, limit := n.edge.Measures(), max(toldMin, toldMax/max(1, int(n.peers.Load())))
 	full := i == 0 || i%agentapi.FullEvery == 0 && len(all) <= limit
 	m := agentapi.Measures{At: time.Now(), Full: full, Requests: n.reporter.news(all, full, limit)}
 	if i%agentapi.UseEvery == 0 {
-		ctx, cancel := context.WithTimeout(ctx, useMax)
-		defer cancel()
-		u, err := n.Usage(ctx)
-		if err != nil {
+		var err error
+		if m.Use, err = n.use(m.At); err != nil {
 			n.cfg.Logger.Debug("what the node uses cannot be read", "err", err)
-		} else {
-			m.Use = nodeUse(u)
 		}
 	}
 	return m, full || m.Use != nil || len(m.Requests) > 0
 }
 
-func nodeUse(u agentapi.Usage) *agentapi.NodeUse {
+// use is what the machine and its tasks use.
+func (n *Node) use(now time.Time) (*agentapi.NodeUse, error) {
+	u, err := n.meter.usage(now)
+	if err != nil {
+		return nil, err
+	}
+	list, err := n.runtime.Uses()
+	if err != nil {
+		return nil, err
+	}
 	out := &agentapi.NodeUse{CPU: u.CPU, Cores: uint64(u.Cores), Memory: uint64(u.Memory), MemorySize: uint64(u.MemorySize)}
-	for _, s := range u.Tasks {
+	for _, s := range list {
 		out.Tasks = append(out.Tasks, agentapi.TaskUse{
-			Task: s.Task, CPU: s.CPU, Memory: s.Memory, MemoryLimit: s.MemoryLimit, Received: s.Received, Sent: s.Sent,
+			Task: s.Task, CPU: s.CPU, Memory: uint64(s.Memory), MemoryLimit: uint64(s.MemoryLimit), Received: s.Received, Sent: s.Sent,
 		})
 	}
-	return out
+	return out, nil
 }
