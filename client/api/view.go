@@ -98,6 +98,8 @@ type ServiceState struct {
 	Removing bool `json:"removing,omitempty"`
 	// Failing lists, newest first, how its last tasks ended, when they failed.
 	Failing []string `json:"failing,omitempty"`
+	// Load is absent in a watch, and while nothing is known.
+	Load *Load `json:"load,omitempty" doc:"of late"`
 }
 
 // NodePatch changes a node; nil fields stay.
@@ -135,7 +137,9 @@ type NodeUsage struct {
 // Top is what nodes and tasks use now.
 type Top struct {
 	Nodes []NodeUsage `json:"nodes"`
-	Tasks []TaskStats `json:"tasks"`
+	// Services are those of whose load something is known.
+	Services []ServiceLoad `json:"services"`
+	Tasks    []TaskStats   `json:"tasks"`
 }
 
 // Move is a task that is better placed on another node.
@@ -285,6 +289,7 @@ type TaskStats struct {
 	PIDs        uint64        `json:"pids"`
 	Received    uint64        `json:"received" doc:"bytes over its own network; 0 with that of the host"`
 	Sent        uint64        `json:"sent"`
+	Load        *Load         `json:"load,omitempty" doc:"of late; absent while nothing is known"`
 	Error       string        `json:"error,omitempty" doc:"why there are no numbers"`
 }
 

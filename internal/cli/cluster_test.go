@@ -24,6 +24,7 @@ import (
 	"baton/internal/manager/consensus"
 	"baton/internal/manager/control"
 	"baton/internal/manager/identity"
+	"baton/internal/manager/measure"
 	"baton/internal/manager/server"
 	"baton/internal/manager/store"
 	"baton/internal/model/cluster"
@@ -40,6 +41,8 @@ type testCluster struct {
 	now   func() time.Time
 	files string       // the root of every task
 	asked atomic.Int64 // how often the node was asked what it uses
+
+	measures *measure.Keeper
 
 	backupFault error // befalls the server in the middle of a backup
 }
@@ -82,8 +85,20 @@ func newCluster(t *testing.T, loops bool) *testCluster {
 		t.Fatal(err)
 	}
 	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
+	c.measures = measure.New(measure.Config{
+		Task: func(id cluster.ID) (measure.Task, bool) {
+			k, ok := store.Get[*cluster.Task](st.Snapshot(), id)
+			if !ok {
+				return measure.Task{}, false
+			}
+			return measure.Task{Service: k.Service, Node: k.Node, CPU: 500, Ready: k.Ready}, true
+		},
+		Service: func(id cluster.ID) bool { _, ok := store.Get[*cluster.Service](st.Snapshot(), id); return ok },
+		Nodes:   func() []cluster.ID { return []cluster.ID{id(1), id(2)} },
+	})
 	srv := server.New(server.Config{
-		Log: c.log, Store: st, Sealer: sealer, Planner: planner{}, ClusterName: "test", Version: "1.2.3", Logger: quiet,
+		Measures: c.measures,
+		Log:      c.log, Store: st, Sealer: sealer, Planner: planner{}, ClusterName: "test", Version: "1.2.3", Logger: quiet,
 		Backup: func(w io.Writer) error {
 			_, err := io.WriteString(w, backedUp)
 			return errors.Join(err, c.backupFault)

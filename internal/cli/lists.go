@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strconv"
@@ -288,7 +289,13 @@ func (a *app) printStatus(st api.Status) error {
 		}
 		t.add(s.Name, string(s.Mode), fmt.Sprintf("%d/%d", s.Status.Ready, s.Status.Desired), s.Image, ports(s.Ports), word)
 	}
-	return list(a, st.Services, t, func(s api.ServiceState) string { return s.Name })
+	err := list(a, st.Services, t, func(s api.ServiceState) string { return s.Name })
+	loads := serviceLoads(st)
+	if err != nil || len(loads) == 0 || a.output == "name" || a.quiet {
+		return err
+	}
+	fmt.Fprintf(a.out, "\nover the last minute:\n")
+	return trimmed(a.out, func(w io.Writer) error { return servicesTable(loads).write(w, a.output == "wide") })
 }
 
 func (a *app) whyCmd() *cobra.Command {

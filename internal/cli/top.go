@@ -39,23 +39,33 @@ func (t usedTask) name() string {
 	return t.Service + "/" + strconv.Itoa(t.Slot)
 }
 
+// rate makes what is not known less than nothing.
+func (t usedTask) rate() float64 {
+	if t.Load == nil {
+		return -1
+	}
+	return t.Load.Rate
+}
+
 type usedNode struct {
 	api.NodeUsage
 	Percent *float64 `json:"cpuPercent,omitempty"` // of all its processors
 }
 
 type usage struct {
-	Nodes []usedNode `json:"nodes"`
-	Tasks []usedTask `json:"tasks"`
+	Nodes    []usedNode        `json:"nodes"`
+	Services []api.ServiceLoad `json:"services"`
+	Tasks    []usedTask        `json:"tasks"`
 }
 
 // topOrders are the orders of tasks, all but that of names largest first.
 var topOrders = map[string]func(a, b usedTask) int{
-	"cpu":    func(a, b usedTask) int { return cmp.Compare(percentOf(b.Percent), percentOf(a.Percent)) },
-	"memory": func(a, b usedTask) int { return cmp.Compare(b.Memory, a.Memory) },
-	"net":    func(a, b usedTask) int { return cmp.Compare(b.Received+b.Sent, a.Received+a.Sent) },
-	"pids":   func(a, b usedTask) int { return cmp.Compare(b.PIDs, a.PIDs) },
-	"name":   func(usedTask, usedTask) int { return 0 },
+	"cpu":      func(a, b usedTask) int { return cmp.Compare(percentOf(b.Percent), percentOf(a.Percent)) },
+	"memory":   func(a, b usedTask) int { return cmp.Compare(b.Memory, a.Memory) },
+	"net":      func(a, b usedTask) int { return cmp.Compare(b.Received+b.Sent, a.Received+a.Sent) },
+	"requests": func(a, b usedTask) int { return cmp.Compare(b.rate(), a.rate()) },
+	"pids":     func(a, b usedTask) int { return cmp.Compare(b.PIDs, a.PIDs) },
+	"name":     func(usedTask, usedTask) int { return 0 },
 }
 
 // percentOf makes what is not known less than nothing.
@@ -70,12 +80,15 @@ func (a *app) topCmd() *cobra.Command {
 	var order string
 	cmd := &cobra.Command{
 		Use: "top [TARGET]", Args: cobra.MaximumNArgs(1),
-		Short: "Show what nodes and tasks use, the busiest tasks first",
-		Long: "Show what nodes and tasks use: processors, memory, network and processes, the busiest tasks first.\n" +
-			"CPU of a task is a share of one processor, that of a node of all it has. Network is since the task's start.",
+		Short: "Show the load of nodes, services and tasks, the busiest tasks first",
+		Long: "Show the load of nodes, services and tasks: processors, memory, network and processes, the busiest tasks first, and of the\n" +
+			"last minute the requests through ingress rules, with the share that ended with 5xx or was broken off, and latencies.\n" +
+			"CPU of a task is a share of one processor, that of a node of all it has, CPU % of a service of what its tasks reserve.\n" +
+			"Network is since the task's start.",
 		Example: `  baton top                 all nodes and tasks
   baton top -w              again and again, until Ctrl-C
   baton top api --sort memory
+  baton top --sort requests
   baton top n2              one node and its tasks
   baton top -o json`,
 		ValidArgsFunction: a.completeServices,
@@ -86,7 +99,7 @@ func (a *app) topCmd() *cobra.Command {
 			return a.top(cmd.Context(), optional(args), order)
 		},
 	}
-	cmd.Flags().StringVar(&order, "sort", "cpu", "order of tasks: cpu, memory, net, pids or name")
+	cmd.Flags().StringVar(&order, "sort", "cpu", "order of tasks: cpu, memory, net, pids, requests or name")
 	cmd.Flags().BoolVarP(&a.watch, "watch", "w", false, "go on, with a new view every 2 seconds")
 	return cmd
 }
@@ -156,7 +169,7 @@ func (m *sampler) next(ctx context.Context) (usage, error) {
 		tasks[t.Task.String()] = t
 	}
 	m.last = top
-	u := usage{Nodes: []usedNode{}, Tasks: []usedTask{}}
+	u := usage{Nodes: []usedNode{}, Services: append([]api.ServiceLoad{}, top.Services...), Tasks: []usedTask{}}
 	for _, n := range top.Nodes {
 		x := usedNode{NodeUsage: n}
 		if b, ok := nodes[n.Node]; ok && b.Error == "" && n.Error == "" && n.Cores > 0 {
@@ -193,17 +206,29 @@ func percent(p *float64) string {
 
 func tasksTable(tasks []usedTask) *table {
 	t := &table{head: []string{"TASK", "CPU %", "MEMORY / LIMIT", "MEM %", "NET RX / TX", "PIDS", "NODE", "STACK", "ID"}, wide: 2}
+	loaded := slices.ContainsFunc(tasks, func(x usedTask) bool { return x.Load != nil && (x.Load.Requests > 0 || x.Load.InFlight > 0) })
+	if loaded {
+		t.head = slices.Insert(t.head, 6, loadHead...)
+	}
 	for _, x := range tasks {
 		if x.Error != "" {
-			t.add(x.name(), "-", "-", "-", "-", "-", x.Node+": "+x.Error, x.Stack, x.Task.Short())
+			row := []string{x.name(), "-", "-", "-", "-", "-", x.Node + ": " + x.Error, x.Stack, x.Task.Short()}
+			if loaded {
+				row = slices.Insert(row, 6, loadCells(x.Load)...)
+			}
+			t.add(row...)
 			continue
 		}
 		limit, part := "none", "-"
 		if x.MemoryLimit > 0 {
 			limit, part = size(int64(x.MemoryLimit)), strconv.FormatFloat(100*float64(x.Memory)/float64(x.MemoryLimit), 'f', 1, 64)
 		}
-		t.add(x.name(), percent(x.Percent), size(int64(x.Memory))+" / "+limit, part, size(int64(x.Received))+" / "+size(int64(x.Sent)),
-			strconv.FormatUint(x.PIDs, 10), x.Node, x.Stack, x.Task.Short())
+		row := []string{x.name(), percent(x.Percent), size(int64(x.Memory)) + " / " + limit, part, size(int64(x.Received)) + " / " + size(int64(x.Sent)),
+			strconv.FormatUint(x.PIDs, 10), x.Node, x.Stack, x.Task.Short()}
+		if loaded {
+			row = slices.Insert(row, 6, loadCells(x.Load)...)
+		}
+		t.add(row...)
 	}
 	return t
 }
@@ -281,6 +306,10 @@ func (a *app) writeTop(w io.Writer, u usage) error {
 	wide := a.output == "wide"
 	return trimmed(w, func(w io.Writer) error {
 		err := nodesTable(u).write(w, wide)
+		if len(u.Services) > 0 {
+			_, serr := fmt.Fprintln(w)
+			err = errors.Join(err, serr, servicesTable(u.Services).write(w, wide))
+		}
 		_, lerr := fmt.Fprintln(w)
 		return errors.Join(err, lerr, tasksTable(u.Tasks).write(w, wide))
 	})

@@ -162,7 +162,7 @@ func (p *process) run(ctx context.Context) error {
 	}
 	// The agent stops first, so that what it still hands over finds a manager that writes it.
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return n.Run(gctx, uplink.Beating{Inner: p, Membership: p.learn}) })
+	g.Go(func() error { return n.Run(gctx, uplink.Beating{Inner: p, Membership: p.learn, Measure: n.Measure}) })
 	g.Go(func() error { return p.follow(gctx, wing) })
 	return errors.Join(g.Wait(), wing.stop(), n.Close(context.WithoutCancel(ctx)))
 }

@@ -11,8 +11,9 @@ import (
 
 // topDocument is what `baton top -o json` prints.
 type topDocument struct {
-	Nodes []api.NodeUsage `json:"nodes"`
-	Tasks []struct {
+	Nodes    []api.NodeUsage   `json:"nodes"`
+	Services []api.ServiceLoad `json:"services"`
+	Tasks    []struct {
 		api.TaskStats
 		Percent float64 `json:"cpuPercent"`
 	} `json:"tasks"`

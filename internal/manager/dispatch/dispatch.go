@@ -38,7 +38,7 @@ type Opener interface {
 	Open(sealed []byte, kind cluster.Kind, id cluster.ID) ([]byte, error)
 }
 
-// Config is what a dispatcher is made of; all fields but Attendant and IDs are required.
+// Config is what a dispatcher is made of; all fields but Attendant, Measured and IDs are required.
 type Config struct {
 	Store  *store.Store
 	Log    Log
@@ -47,6 +47,8 @@ type Config struct {
 	Now    func() time.Time
 	// Attendant is told who is connected; nil where Acked is asked directly, as with a single manager in a simulation.
 	Attendant Attendant
+	// Measured is told the load of connected nodes; it must not block. Nil: nobody wants to know.
+	Measured func(node cluster.ID, m agentapi.Measures)
 	// IDs gives the ids of events; nil: the system's randomness.
 	IDs io.Reader
 }

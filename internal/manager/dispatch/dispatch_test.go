@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -121,6 +122,37 @@ func TestFullThenDifferences(t *testing.T) {
 	w.follow()
 	if u, ok = s.Poll(); ok {
 		t.Errorf("got %+v although nothing changed", u)
+	}
+}
+
+// Nodes get a service's ingress rules with it, and new ones when only they changed.
+func TestIngressRulesReachTheNodes(t *testing.T) {
+	w := newWorld(t)
+	rules := func(n int, list ...spec.Ingress) {
+		w.put(&cluster.Revision{
+			Meta: cluster.Meta{ID: id('r', n)}, Service: id('s', 1), Number: n, Spec: spec.Service{Name: "web", Ingress: list},
+		})
+		svc, _ := store.Get[*cluster.Service](w.st.Snapshot(), id('s', 1))
+		svc = cluster.Copy(svc)
+		svc.Revision = id('r', n)
+		w.put(svc)
+		w.follow()
+	}
+	first := spec.Ingress{Host: "a.example", Path: "/", Port: 80}
+	rules(2, first)
+	s := w.connect(1)
+	u, ok := s.Poll()
+	if !ok || u.Network == nil || !slices.Equal(u.Network.Services[0].Ingress, []spec.Ingress{first}) {
+		t.Fatalf("got %+v, want the rule with the service", u.Network)
+	}
+	rules(3, first)
+	if u, _ := s.Poll(); u.Network != nil {
+		t.Error("a new network state although the rules are the same")
+	}
+	second := spec.Ingress{Host: "b.example", Path: "/", Port: 80}
+	rules(4, first, second)
+	if u, _ = s.Poll(); u.Network == nil || !slices.Equal(u.Network.Services[0].Ingress, []spec.Ingress{first, second}) {
+		t.Errorf("got %+v, want both rules", u.Network)
 	}
 }
 

@@ -114,6 +114,9 @@ func (s *Session) Send(ctx context.Context, r agentapi.Report) error {
 	if grown {
 		s.dispatcher.acked()
 	}
+	if r.Measures != nil && s.dispatcher.cfg.Measured != nil {
+		s.dispatcher.cfg.Measured(s.node, *r.Measures)
+	}
 	if r.Empty() {
 		return nil
 	}

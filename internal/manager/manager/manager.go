@@ -90,6 +90,7 @@ type Manager struct {
 	raft       *consensus.Raft
 	log        *consensus.Anywhere
 	roster     *dispatch.Roster
+	load       load
 	leads      atomic.Bool
 	dispatcher *dispatch.Dispatcher
 	controller *control.Controller
@@ -138,10 +139,12 @@ func Open(ctx context.Context, cfg Config) (_ *Manager, err error) {
 	if err := m.found(ctx); err != nil {
 		return nil, fmt.Errorf("found the cluster: %w", err)
 	}
-	m.dispatcher = dispatch.New(dispatch.Config{Store: m.store, Log: m.log, Opener: m.sealer, Logger: cfg.Logger, Now: time.Now, Attendant: m})
+	m.newLoad()
+	m.dispatcher = dispatch.New(dispatch.Config{Store: m.store, Log: m.log, Opener: m.sealer, Logger: cfg.Logger, Now: time.Now, Attendant: m, Measured: m.measured})
 	m.controller = control.New(control.Config{Store: m.store, Log: m.raft, Acks: m.roster, Logger: cfg.Logger, Seed: seed(cfg.NodeID), Now: cfg.Now})
 	m.api = server.New(server.Config{
 		Log: m.log, Store: m.store, Nodes: m.nodes, Self: cfg.NodeID, Sealer: m.sealer, Keeper: m.keeper, Members: m.membersNow, Backup: m.backup,
+		Raft: m.raft.Status, Measures: m.load.keeper,
 		Planner:     planner{seed: seed(cfg.NodeID)},
 		ClusterName: cfg.ClusterName, Version: cfg.Version, Logger: cfg.Logger,
 	})
@@ -218,6 +221,8 @@ func (m *Manager) Run(ctx context.Context) error {
 	g.Go(func() error { m.catchUp(ctx); return nil })
 	g.Go(func() error { m.watchNodes(ctx); return nil })
 	g.Go(func() error { m.watchLock(ctx); return nil })
+	g.Go(func() error { m.shareMeasures(ctx); return nil })
+	g.Go(func() error { m.watchFailures(ctx); return nil })
 	g.Go(func() error { return m.watchLevel(ctx) })
 	g.Go(func() error { m.ways.accept(m.part(ctx, transport.ProtocolNode)); m.ways.close(); return nil })
 	for _, part := range []struct {

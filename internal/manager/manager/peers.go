@@ -218,6 +218,7 @@ func (m *Manager) servePeers(s *grpc.Server) {
 		return told(0, m.hear(in.Manager, in.List)), nil
 	})
 	rpc.Unary(t, callHas, m.has)
+	rpc.Unary(t, callMeasures, m.hearMeasures)
 	rpc.Unary(t, callStatus, func(context.Context, agentapi.Empty) (statusOut, error) {
 		st := m.raft.Status()
 		return statusOut{Applied: st.Applied, Last: st.Last, Version: m.cfg.Version}, nil

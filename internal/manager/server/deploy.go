@@ -109,6 +109,9 @@ func (s *Server) prepare(snap store.Snapshot, req api.UpRequest, now time.Time) 
 	if err := portConflicts(snap, &want); err != nil {
 		return nil, err
 	}
+	if err := ingressConflicts(snap, &want); err != nil {
+		return nil, err
+	}
 	m, err := s.materials(snap, st, &want, now)
 	if err != nil {
 		return nil, err
@@ -130,11 +133,11 @@ func (s *Server) prepare(snap store.Snapshot, req api.UpRequest, now time.Time) 
 
 func publishes(want *spec.Stack) bool {
 	return slices.ContainsFunc(want.Services, func(s spec.Service) bool {
-		return slices.ContainsFunc(s.Ports, func(p spec.Port) bool { return p.Published != 0 })
+		return len(s.Ingress) > 0 || slices.ContainsFunc(s.Ports, func(p spec.Port) bool { return p.Published != 0 })
 	})
 }
 
-// claimPorts makes the transaction conflict with any other one that publishes ports and was decided on the same state.
+// claimPorts makes the transaction conflict with any other one that publishes ports or has ingress rules and was decided on the same state.
 func claimPorts(snap store.Snapshot, txn *store.Txn) {
 	if settings, ok := snap.Settings(); ok {
 		c := cluster.Copy(settings)
@@ -194,13 +197,22 @@ func (s *Server) admit(snap store.Snapshot, want *spec.Stack, req api.UpRequest)
 // levels refuses what the cluster's feature level does not have yet.
 func levels(snap store.Snapshot, want *spec.Stack) error {
 	settings, ok := snap.Settings()
-	if !ok || settings.Level.Or() >= cluster.LevelLeases {
+	if !ok {
 		return nil
 	}
+	have := settings.Level.Or()
+	needs := func(level cluster.Level, what string) error {
+		return api.Errorf(api.CodeInvalid, "%s needs feature level %d, and the cluster is at %d", what, level, have).
+			WithMend("bring all nodes to this version of baton; `baton cluster status` shows which are behind")
+	}
 	for _, v := range want.Volumes {
-		if v.OnLoss == spec.LossRecreate {
-			return api.Errorf(api.CodeInvalid, "volumes.%s.x-storage.on_loss: recreate needs feature level %d, and the cluster is at %d", v.Name, cluster.LevelLeases, settings.Level.Or()).
-				WithMend("bring all nodes to this version of baton; `baton cluster status` shows which are behind")
+		if v.OnLoss == spec.LossRecreate && have < cluster.LevelLeases {
+			return needs(cluster.LevelLeases, "volumes."+v.Name+".x-storage.on_loss: recreate")
+		}
+	}
+	for _, v := range want.Services {
+		if len(v.Ingress) > 0 && have < cluster.LevelIngress {
+			return needs(cluster.LevelIngress, "services."+v.Name+".x-ingress")
 		}
 	}
 	return nil

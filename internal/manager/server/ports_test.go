@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 
@@ -60,5 +61,69 @@ func TestTwoStacksCannotTakeOnePortInTheSameInstant(t *testing.T) {
 	}
 	if n := h.st.Snapshot().Count(cluster.KindStack); n != 1 {
 		t.Errorf("%d stacks are stored, want 1", n)
+	}
+}
+
+// Rules of two stacks cannot match the same requests, and no port can be published where rules are served.
+func TestIngressConflicts(t *testing.T) {
+	rule := func(host, path string) func(*spec.Service) {
+		return func(v *spec.Service) {
+			v.Ingress = append(v.Ingress, spec.Ingress{Host: host, Path: path, Port: 80})
+		}
+	}
+	publish := func(port uint16) func(*spec.Service) {
+		return func(v *spec.Service) { v.Ports = []spec.Port{{Target: 80, Published: port, Protocol: "tcp"}} }
+	}
+	for _, tc := range []struct {
+		name          string
+		first, second func(*spec.Service)
+		want          string
+	}{
+		{"same rule", rule("a.example", "/api"), rule("A.example.", "/api/"), "requests for a.example/api go to service shop0/web already"},
+		{"any host twice", rule("", ""), rule("", "/"), "requests for (any host)/ go to service shop0/web already"},
+		{"other path", rule("a.example", "/api"), rule("a.example", "/"), ""},
+		{"other host", rule("a.example", "/"), rule("*.example", "/"), ""},
+		{"port first", publish(80), rule("a.example", "/"), "served on port 80/tcp, which service shop0/web publishes"},
+		{"rule first", rule("a.example", "/"), publish(80), "service shop0/web has some"},
+		{"other port", publish(8080), rule("a.example", "/"), ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			h := newHarness(t)
+			for i, change := range []func(*spec.Service){tc.first, tc.second} {
+				s := stack(fmt.Sprintf("shop%d", i))
+				change(&s.Services[0])
+				_, err := h.srv.up(t.Context(), api.UpRequest{Stack: s})
+				switch {
+				case (i == 0 || tc.want == "") && err != nil:
+					t.Fatal(err)
+				case i == 1 && tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)):
+					t.Errorf("got %v, want %q in it", err, tc.want)
+				}
+			}
+		})
+	}
+}
+
+// Nodes of an older version would not serve the rules.
+func TestIngressNeedsItsLevel(t *testing.T) {
+	for _, tc := range []struct {
+		level cluster.Level
+		ok    bool
+	}{{cluster.LevelLeases, false}, {cluster.LevelIngress, true}} {
+		h := newHarness(t)
+		var txn store.Txn
+		txn.Put(&cluster.Settings{
+			Meta: cluster.Meta{ID: cluster.SettingsID}, TaskPool: netip.MustParsePrefix("10.210.0.0/16"),
+			ServicePool: netip.MustParsePrefix("10.211.0.0/16"), Level: tc.level,
+		})
+		if _, err := h.log.Propose(t.Context(), txn); err != nil {
+			t.Fatal(err)
+		}
+		s := stack("shop")
+		s.Services[0].Ingress = []spec.Ingress{{Path: "/", Port: 80}}
+		_, err := h.srv.up(t.Context(), api.UpRequest{Stack: s})
+		if tc.ok != (err == nil) || err != nil && !strings.Contains(err.Error(), "services.web.x-ingress needs feature level 3") {
+			t.Errorf("at level %d: got %v", tc.level, err)
+		}
 	}
 }

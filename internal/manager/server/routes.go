@@ -99,7 +99,9 @@ func (s *Server) stackRoutes() {
 			if err != nil {
 				return api.Status{}, err
 			}
-			return reader{snap}.status(st), nil
+			out := reader{snap}.status(st)
+			s.addLoads(snap, &out)
+			return out, nil
 		})
 	stream(s, operation{method: http.MethodGet, path: "/v1/stacks/{stack}/watch", id: "watchStack", summary: "The status of a stack, now and at each change, until it is gone", tag: "stacks"},
 		func(ctx context.Context, in *StackPath) (func(emit) error, error) { return s.watchStack(ctx, in.Stack) })

@@ -18,7 +18,9 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
 	"baton/client/api"
+	"baton/internal/manager/consensus"
 	"baton/internal/manager/identity"
+	"baton/internal/manager/measure"
 	"baton/internal/manager/store"
 	"baton/internal/model/cluster"
 	"baton/internal/wire/agentapi"
@@ -59,7 +61,7 @@ const (
 	keepAlive       = 15 * time.Second
 )
 
-// Config is what a Server needs. All fields but Keeper, Members, Backup, Planner, Logger and Now must be set.
+// Config is what a Server needs. All fields but Keeper, Members, Backup, Raft, Measures, Planner, Logger and Now must be set.
 type Config struct {
 	Log   Log
 	Store *store.Store
@@ -73,6 +75,10 @@ type Config struct {
 	Members func() (leader string, voters []string)
 	// Backup writes the state with the cluster's keys, in clear; nil where there is no cluster to keep.
 	Backup func(w io.Writer) error
+	// Raft tells how the log is; nil where there is none.
+	Raft func() consensus.Status
+	// Measures is what is known of the load; nil: nothing.
+	Measures *measure.Keeper
 	// Planner may be nil: plans then tell of services, not of tasks.
 	Planner     Planner
 	ClusterName string
@@ -113,6 +119,7 @@ func New(cfg Config) *Server {
 		w.Header().Set("Content-Type", "application/vnd.oai.openapi+json")
 		_, _ = w.Write(s.openapi)
 	})
+	s.mux.Handle("GET /metrics", s.metricsHandler())
 	s.mux.HandleFunc("/", s.noRoute)
 	return s
 }

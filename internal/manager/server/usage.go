@@ -89,6 +89,7 @@ func (s *Server) top(ctx context.Context, stack, name string) (api.Top, error) {
 	slices.SortStableFunc(out.Tasks, func(a, b api.TaskStats) int {
 		return cmp.Or(cmp.Compare(a.Stack, b.Stack), cmp.Compare(a.Service, b.Service), cmp.Compare(a.Slot, b.Slot))
 	})
+	s.topLoads(&out, tasks)
 	return out, ctx.Err()
 }
 

@@ -22,10 +22,12 @@ const (
 	LevelFirst Level = 1
 	// LevelLeases has volumes that are given up with their node, with the leases of tasks that write to them, and witnesses.
 	LevelLeases Level = 2
+	// LevelIngress has services with ingress rules, and an edge on every node that serves them.
+	LevelIngress Level = 3
 )
 
 // levelNewest is the highest level that this version knows.
-const levelNewest = LevelLeases
+const levelNewest = LevelIngress
 
 // levelText is another number for levelNewest, for builds that stand for a neighbouring version in tests. The linker sets it.
 var levelText string

@@ -219,6 +219,8 @@ var pathRewrites = []pathRewrite{
 	rewrite(`dependsOn`, "depends_on"),
 	rewrite(`ports(\[\d+\])\.hostIP`, "ports${2}.host_ip"),
 	rewrite(`mounts`, "volumes"),
+	rewrite(`ingress(\[\d+\])`, "x-ingress${2}"),
+	rewrite(`ingress$`, "x-ingress"),
 	rewrite(`probes\.`, "x-probes."),
 	rewrite(`container\.env\[\d+\]`, "environment"),
 	rewrite(`container\.dir$`, "working_dir"),

@@ -41,8 +41,10 @@ var extensions = []extension{
 		[]string{"strategy", "near", "away_from"}, []string{"strategy"}},
 	{"x-storage", []string{levelVolume}, warned, "the volume is a directory on one node",
 		[]string{"size", "class", "access", "copies", "on_loss", "snapshots", "backup"}, []string{"access", "on_loss"}},
-	{"x-ingress", []string{levelService}, warned, "HTTP rules are not served yet; publish a port with ports",
-		[]string{"host", "path", "port", "tls", "redirect", "sticky", "headers", "auth", "rate_limit", "body_limit", "timeout", "allow", "weight", "protocol"}, nil},
+	// The converter reports redirect, auth and allow itself: without them a rule would show what the file hides.
+	{"x-ingress", []string{levelService}, warned, "the rule is served without them, as plain HTTP; gRPC is known by its content type",
+		[]string{"host", "path", "port", "tls", "redirect", "sticky", "headers", "auth", "rate_limit", "body_limit", "timeout", "allow", "weight", "protocol"},
+		[]string{"host", "path", "port", "redirect", "auth", "allow"}},
 	{"x-autoscale", []string{levelService}, warned, "the service keeps deploy.replicas; use baton scale",
 		[]string{"min", "max", "target", "scale_up", "scale_down", "schedule"}, nil},
 	{"x-cron", []string{levelService}, refused, "schedules are not run yet; remove the service, or give it a profile",
@@ -146,7 +148,8 @@ func checkUse(rep *report, level, path string, ext map[string]any) {
 		case e.verdict == warned:
 			known = slices.DeleteFunc(known, func(k string) bool { return slices.Contains(e.honours, k) })
 			if len(known) > 0 {
-				rep.warn(p, "not honoured yet: "+strings.Join(known, ", "), e.advice)
+				slices.Sort(known)
+				rep.warn(p, "not honoured yet: "+strings.Join(slices.Compact(known), ", "), e.advice)
 			}
 		}
 	}

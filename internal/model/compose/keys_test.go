@@ -88,6 +88,7 @@ func TestExtensionSchema(t *testing.T) {
 		t.Fatal(err)
 	}
 	type object struct {
+		Ref        string                     `json:"$ref"`
 		Properties map[string]json.RawMessage `json:"properties"`
 		OneOf      []json.RawMessage          `json:"oneOf"`
 		Items      *struct {
@@ -125,8 +126,12 @@ func TestExtensionSchema(t *testing.T) {
 		}
 		for _, alt := range def.OneOf {
 			var o object
-			if json.Unmarshal(alt, &o) == nil && o.Properties != nil {
+			switch {
+			case json.Unmarshal(alt, &o) != nil:
+			case o.Properties != nil:
 				def = o
+			case o.Ref != "":
+				def = doc.Defs[strings.TrimPrefix(o.Ref, "#/$defs/")]
 			}
 		}
 		if diff := cmp.Diff(slices.Sorted(slices.Values(e.keys)), slices.Sorted(maps.Keys(def.Properties))); diff != "" && len(e.keys)+len(def.Properties) > 0 {
@@ -202,11 +207,11 @@ services:
     gpus: all
     blkio_config: { weight: 300 }
     networks: { n: { ipv4_address: 10.0.0.2 } }
-    x-ingress: [{ host: example.com, port: 80 }]
+    x-ingress: [{ host: example.com, port: 80, tls: auto }]
     x-allow-from: [b]
     post_start: [{ command: [x] }]
     links: ["b:database"]
-    ports: ["80", "8080-8085:80"]
+    ports: ["81", "8080-8085:80"]
   b: { image: b, network_mode: bridge, pull_policy: daily, logging: { driver: syslog } }
 networks: { n: { driver: macvlan, ipam: { config: [{ subnet: 10.0.0.0/24 }] } } }
 configs: { c: { content: a, x-reload: signal } }

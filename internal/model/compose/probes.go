@@ -233,6 +233,22 @@ func (c *converter) execProbe(path string, v any) []string {
 
 // onlyPort is the port of a probe that names none: the one that the service serves on, if the file shows only one.
 func (c *converter) onlyPort(path string) uint16 {
+	var rules []any
+	for _, r := range ingressList(c.in.Extensions["x-ingress"]) {
+		if m, ok := r.(map[string]any); ok {
+			rules = append(rules, m["port"])
+		}
+	}
+	found := c.shownPorts(rules...)
+	if len(found) != 1 {
+		c.rep.err(path, fmt.Sprintf("the service shows %d ports to ask", len(found)), `name one: ":8080/ready"`)
+		return 0
+	}
+	return c.port(path, found[0])
+}
+
+// shownPorts are the ports that ports and expose show, and the given ones, each once.
+func (c *converter) shownPorts(more ...any) []string {
 	var found []string
 	add := func(v any) {
 		s, _, _ := strings.Cut(fmt.Sprint(v), "/")
@@ -240,11 +256,8 @@ func (c *converter) onlyPort(path string) uint16 {
 			found = append(found, s)
 		}
 	}
-	rules, _ := c.in.Extensions["x-ingress"].([]any)
-	for _, r := range rules {
-		if m, ok := r.(map[string]any); ok {
-			add(m["port"])
-		}
+	for _, v := range more {
+		add(v)
 	}
 	for _, p := range c.in.Ports {
 		add(p.Target)
@@ -252,9 +265,5 @@ func (c *converter) onlyPort(path string) uint16 {
 	for _, e := range c.in.Expose {
 		add(e)
 	}
-	if len(found) != 1 {
-		c.rep.err(path, fmt.Sprintf("the service shows %d ports to ask", len(found)), `name one: ":8080/ready"`)
-		return 0
-	}
-	return c.port(path, found[0])
+	return found
 }

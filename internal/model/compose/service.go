@@ -36,6 +36,7 @@ func (c *converter) service() spec.Service {
 	c.out.Container = c.container()
 	c.networks()
 	c.ports()
+	c.ingress()
 	c.mounts()
 	c.out.Secrets = c.fileRefs("secrets", secretRefs(in.Secrets))
 	c.out.Configs = c.fileRefs("configs", configRefs(in.Configs))

@@ -150,6 +150,7 @@ func (v *Service) setDefaults(s *Stack) {
 		setDefault(&v.Ports[i].Protocol, "tcp")
 		setDefault(&v.Ports[i].Mode, PortIngress)
 	}
+	v.setIngressDefaults()
 	for i := range v.Secrets {
 		v.Secrets[i].setDefaults("/run/secrets/")
 	}

@@ -276,6 +276,7 @@ func TestHash(t *testing.T) {
 		{"restart", func(v *Service) { v.Restart.Delay = 1 }, true, false},
 		{"labels", func(v *Service) { v.Labels = map[string]string{"a": "b"} }, false, true},
 		{"update", func(v *Service) { v.Update.Monitor = 1 }, false, true},
+		{"ingress", func(v *Service) { v.Ingress = []Ingress{{Port: 1}} }, false, true},
 		{"dependency", func(v *Service) { v.DependsOn = []Dependency{{Service: "db"}} }, false, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

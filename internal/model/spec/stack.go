@@ -108,6 +108,7 @@ type Service struct {
 	NetworkMode  string       `json:"networkMode,omitempty"`
 	EndpointMode EndpointMode `json:"endpointMode,omitempty"`
 	Ports        []Port       `json:"ports,omitempty"`
+	Ingress      []Ingress    `json:"ingress,omitempty"`
 	Mounts       []Mount      `json:"mounts,omitempty"`
 	Secrets      []FileRef    `json:"secrets,omitempty"`
 	Configs      []FileRef    `json:"configs,omitempty"`

@@ -63,6 +63,7 @@ func (s *Stack) Validate() error {
 		c.service(&s.Services[i])
 	}
 	c.publishedPorts()
+	c.ingressRules()
 	c.cycles()
 	if len(c.fields) == 0 {
 		return nil

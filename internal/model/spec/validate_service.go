@@ -45,6 +45,7 @@ func (c *checker) service(v *Service) {
 	}
 	c.networks(at, v)
 	c.ports(at, v)
+	c.ingress(at, v)
 	c.mounts(at, v)
 	c.files(at, v)
 	c.resources(at+"resources.", v.Resources)

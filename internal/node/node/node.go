@@ -1,4 +1,4 @@
-// Package node composes the node wing: runtime, images, network, volumes, files and the agent.
+// Package node composes the node wing: runtime, images, network, edge, volumes, files and the agent.
 //
 // It owns the order in which they start and stop, and answers users who look at the node's tasks (agentapi.NodeServices). What the machine
 // uses is sampled every few seconds and kept in memory, so that one question is enough to tell how busy it is of late.
@@ -18,6 +18,7 @@ import (
 	goruntime "runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -27,6 +28,7 @@ import (
 	"baton/internal/model/cluster"
 	"baton/internal/model/spec"
 	"baton/internal/node/agent"
+	"baton/internal/node/edge"
 	"baton/internal/node/fence"
 	"baton/internal/node/files"
 	"baton/internal/node/image"
@@ -53,16 +55,19 @@ type Config struct {
 
 // Node is a running node wing.
 type Node struct {
-	cfg     Config
-	images  *image.Store
-	runtime *runtime.Runtime
-	network *network.Network
-	volumes *volume.Store
-	files   *files.Dir
-	record  *record.Record
-	fence   *fence.Fence
-	meter   *meter
-	notes   chan agentapi.Note
+	cfg      Config
+	images   *image.Store
+	runtime  *runtime.Runtime
+	network  *network.Network
+	volumes  *volume.Store
+	files    *files.Dir
+	record   *record.Record
+	fence    *fence.Fence
+	edge     *edge.Edge
+	peers    atomic.Int64 // nodes of the cluster
+	meter    *meter
+	reporter reporter
+	notes    chan agentapi.Note
 }
 
 // notesMax is how many notes of the runtime wait for the agent; more are dropped.
@@ -97,6 +102,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, errors.Join(err, n.Close(ctx))
 	}
 	n.files = files.New(filepath.Join(cfg.Dir, "files"))
+	n.edge = edge.New(edge.Config{Listen: listenIngress, Failed: n.ingressFailed, Log: cfg.Logger.With("part", "edge")})
 	n.record, err = record.Open(filepath.Join(cfg.Dir, "record"), cfg.Logger)
 	if err != nil {
 		return nil, errors.Join(err, n.Close(ctx))
@@ -143,7 +149,7 @@ func (n *Node) note(note agentapi.Note) {
 // Run runs what the managers behind connector assign, until ctx ends.
 func (n *Node) Run(ctx context.Context, connector agentapi.Connector) error {
 	a := agent.New(agent.Config{
-		Node: n.cfg.ID, Name: n.cfg.Name, Executor: n.runtime, Network: n.network, Volumes: n.volumes, Files: n.files,
+		Node: n.cfg.ID, Name: n.cfg.Name, Executor: n.runtime, Network: counted{fronted{n.network, n.edge}, &n.peers}, Volumes: n.volumes, Files: n.files,
 		Logs: runtime.OpenLogs(n.cfg.Dir), Record: n.record, Fence: fenced{n}, Connector: connector, Describe: n.describe, Notes: n.notes,
 		Log: n.cfg.Logger.With("part", "agent"),
 	})
@@ -152,6 +158,7 @@ func (n *Node) Run(ctx context.Context, connector agentapi.Connector) error {
 	defer wg.Wait()
 	defer cancel()
 	wg.Go(func() { n.meter.run(ctx) })
+	wg.Go(func() { n.edge.Run(ctx) })
 	return a.Run(ctx)
 }
 

@@ -212,6 +212,13 @@ func TestLimits(t *testing.T) {
 	if s.CPU <= 0 || s.Memory <= 0 || s.MemoryLimit != 64<<20 || s.PIDs < 1 || s.At.IsZero() {
 		t.Errorf("stats = %+v", s)
 	}
+	uses, err := n.Uses()
+	if err != nil || len(uses) != 1 {
+		t.Fatalf("uses = %+v, %v", uses, err)
+	}
+	if u := uses[0]; u.Task != id || u.CPU < s.CPU || u.MemoryLimit != s.MemoryLimit || u.Memory < s.Memory/2 || u.Memory > 2*s.Memory || u.Received < s.Received {
+		t.Errorf("read straight from the kernel: %+v, by way of containerd %+v", u, s)
+	}
 	// On cgroup v1 the values are files of these names; the v2 ones are checked as they are computed, in package tests.
 	if _, err := os.Stat("/sys/fs/cgroup/cpu"); err == nil {
 		group, err := os.ReadFile("/proc/" + strconv.Itoa(n.observed(id).PID) + "/cgroup")

@@ -25,6 +25,8 @@ type Beating struct {
 	Inner agentapi.Connector
 	// Membership is told what a manager says of the cluster, before the agent gets the update. It must not block.
 	Membership func(agentapi.Membership)
+	// Measure tells the node's load for the i-th report of a session, from 0, unless there is nothing to say; nil: it is not told.
+	Measure func(ctx context.Context, i int) (agentapi.Measures, bool)
 }
 
 var _ agentapi.Connector = Beating{}
@@ -40,6 +42,9 @@ func (b Beating) Connect(ctx context.Context, h agentapi.Hello) (agentapi.Sessio
 	s := &beating{Session: inner, membership: b.Membership, end: end, sent: make(map[uint64]time.Time), silent: make(chan struct{}), answered: time.Now()}
 	s.work.Go(func() { s.beat(life) })
 	s.work.Go(func() { s.watch(life) })
+	if b.Measure != nil {
+		s.work.Go(func() { s.measure(life, b.Measure) })
+	}
 	return s, nil
 }
 
@@ -63,6 +68,22 @@ func (s *beating) beat(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		if s.Session.Send(ctx, agentapi.Report{Beat: s.next()}) != nil {
+			return // Recv tells why
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// measure sends the node's load until the session ends. It is apart from beat, because measuring may take its time.
+func (s *beating) measure(ctx context.Context, load func(context.Context, int) (agentapi.Measures, bool)) {
+	tick := time.NewTicker(agentapi.MeasureEvery)
+	defer tick.Stop()
+	for i := 0; ; i++ {
+		if m, ok := load(ctx, i); ok && s.Session.Send(ctx, agentapi.Report{Measures: &m}) != nil {
 			return // Recv tells why
 		}
 		select {

@@ -8,8 +8,8 @@
 // Invariants: a session that got no echo of its heartbeats for SilentMax is over; what a manager says of the membership is
 // passed on before the update that it came with; nothing here changes what the node runs.
 //
-// Concurrency: Connect may be called again once the last session has ended. A session owns three goroutines (heartbeats,
-// the watch over their answers, the way back) that end with it; Close waits for them.
+// Concurrency: Connect may be called again once the last session has ended. A session owns four goroutines (heartbeats,
+// the watch over their answers, the node's load, the way back) that end with it; Close waits for them.
 package uplink
 
 import (

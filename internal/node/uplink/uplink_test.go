@@ -253,3 +253,48 @@ func TestOtherEndsAreTold(t *testing.T) {
 		}
 	})
 }
+
+// The load is told at once and then regularly, until the session ends; a node that takes its time to measure keeps its heartbeats.
+func TestLoadIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLine()
+		var asked []int
+		s, err := Beating{Inner: l, Membership: func(agentapi.Membership) {}, Measure: func(ctx context.Context, i int) (agentapi.Measures, bool) {
+			asked = append(asked, i)
+			if i == 3 {
+				<-ctx.Done() // it hangs
+			}
+			return agentapi.Measures{Full: true, At: time.Now()}, i != 1
+		}}.Connect(t.Context(), agentapi.Hello{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			for range 40 {
+				l.out <- agentapi.Update{Echo: 1}
+				if _, err := s.Recv(t.Context()); err != nil {
+					return
+				}
+				time.Sleep(BeatEvery / 2)
+			}
+		}()
+		began := time.Now()
+		time.Sleep(15 * time.Second)
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		var told []time.Duration
+		beats := 0
+		for i, r := range l.sent {
+			if r.Measures != nil {
+				told = append(told, l.at[i].Sub(began))
+			} else {
+				beats++
+			}
+		}
+		if len(asked) != 4 || len(told) < 2 || told[0] != 0 || told[1] != 2*agentapi.MeasureEvery || beats < 14 {
+			t.Errorf("asked %v, told after %v, %d heartbeats", asked, told, beats)
+		}
+	})
+}

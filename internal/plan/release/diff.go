@@ -127,7 +127,7 @@ func join(path, name string) string {
 }
 
 // element names a list's element by what tells it apart, so that an insertion does not shift the ones behind it. For
-// KEY=VALUE entries it returns the value too.
+// KEY=VALUE entries and ingress rules it returns the value too.
 func element(v reflect.Value, i int) (name, value string) {
 	switch e := v.Interface().(type) {
 	case string:
@@ -144,6 +144,8 @@ func element(v reflect.Value, i int) (name, value string) {
 		return e.Service, ""
 	case spec.Port:
 		return fmt.Sprintf("%d/%s", e.Published, e.Protocol), ""
+	case spec.Ingress:
+		return e.String(), fmt.Sprint(e.Port)
 	}
 	return strconv.Itoa(i), ""
 }

@@ -192,6 +192,9 @@ func TestDeployDiff(t *testing.T) {
 		{"env", func(s *spec.Stack) { s.Services[0].Container.Env = []string{"A=1"} }, ActionUpdate, "container.env.A: 1"},
 		{"scale", func(s *spec.Stack) { s.Services[0].Replicas = 3 }, ActionScale, "replicas 2 → 3"},
 		{"policy", func(s *spec.Stack) { s.Services[0].Update.Delay = time.Second }, ActionConfigure, "update.delay: 1s"},
+		{"ingress", func(s *spec.Stack) {
+			s.Services[0].Ingress = []spec.Ingress{{Host: "a.example", Path: "/api", Port: 80}}
+		}, ActionConfigure, "ingress.a.example/api: 80"},
 		{"remove", func(s *spec.Stack) { s.Services = s.Services[1:] }, ActionRemove, "- remove web"},
 	}
 	for _, tt := range tests {

@@ -31,6 +31,7 @@ type machine struct {
 	record  *boxRecord
 	stalled atomic.Bool // the disk does not answer
 	jump    atomic.Int64
+	load    load
 
 	mu       sync.Mutex
 	managers []agentapi.Manager
@@ -136,7 +137,7 @@ func (m *machine) runAgent(ctx context.Context, net transport.Network) {
 	})
 	a := agent.New(agent.Config{
 		Node: m.id, Name: m.name, Executor: m.box, Network: boxNet{m.box}, Volumes: boxVolumes{m.box}, Files: boxFiles{}, Logs: boxLogs{}, Record: m.record, Fence: boxFence{m.box},
-		Connector: uplink.Beating{Inner: first{m, up}, Membership: m.learn},
+		Connector: uplink.Beating{Inner: first{m, up}, Membership: m.learn, Measure: m.measure},
 		Describe: func(context.Context) cluster.NodeDescription {
 			return cluster.NodeDescription{Hostname: m.name, OS: "linux", Arch: "amd64", CPU: 8000, Memory: 16 << 30, Version: "sim", Level: cluster.LevelNewest(), Listen: m.address()}
 		},

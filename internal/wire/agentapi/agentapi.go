@@ -103,6 +103,8 @@ type Service struct {
 	Networks map[cluster.ID][]string `json:"networks,omitempty"`
 	// Ports are the published ones in ingress mode.
 	Ports []spec.Port `json:"ports,omitempty"`
+	// Ingress are the L7 rules that lead to the service.
+	Ingress []spec.Ingress `json:"ingress,omitempty"`
 	// Endpoints are the ready tasks, sorted by task id.
 	Endpoints []Endpoint `json:"endpoints,omitempty"`
 }
@@ -241,6 +243,8 @@ type Report struct {
 	Prepared       *PreparedImages          `json:"prepared,omitempty"` // when it changed
 	// Beat numbers the agent's heartbeats of a session, from 1; zero: this report is none.
 	Beat uint64 `json:"beat,omitempty"`
+	// Measures is the node's load; nil: nothing is said of it. It is kept in memory only.
+	Measures *Measures `json:"measures,omitempty"`
 }
 
 // Empty reports whether there is nothing in it that a manager has to write.

@@ -16,7 +16,7 @@ import (
 // messages are all that agents and managers exchange.
 var messages = []any{
 	agentapi.FromAgent{}, agentapi.Update{}, agentapi.JoinRequest{}, agentapi.JoinReply{}, agentapi.Renewal{}, agentapi.Certificate{}, agentapi.Kit{},
-	agentapi.Empty{}, agentapi.LogOptions{}, agentapi.LogLine{}, agentapi.Image{}, agentapi.Stats{},
+	agentapi.Empty{}, agentapi.LogOptions{}, agentapi.LogLine{}, agentapi.Image{}, agentapi.Stats{}, agentapi.Measures{},
 }
 
 // filler makes values in which no field is zero, so that a field that is lost on the way shows.

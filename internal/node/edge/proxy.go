@@ -1,0 +1,234 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// attemptsMax bounds how many endpoints a request is offered to.
+const attemptsMax = 3
+
+// copyBuffer is how much of a body is copied at a time.
+const copyBuffer = 32 << 10
+
+var errNoEndpoint = errors.New("no endpoint is ready")
+
+// exchange is what the edge knows of one request.
+type exchange struct {
+	backend  *backend  // that has the request
+	err      error     // what kept it from a task
+	counter  *counter  // that it counts with: of the task that had it last, else of the service
+	header   time.Time // when a task sent the header of its answer; zero: none did
+	status   int       // of that header
+	stream   bool      // the answer takes as long as it likes
+	cut      atomic.Bool
+	received atomic.Uint64 // bytes of its body
+}
+
+type exchangeKey struct{}
+
+func (e *Edge) newProxy() *httputil.ReverseProxy {
+	return &httputil.ReverseProxy{
+		Rewrite:       rewrite,
+		Transport:     e,
+		FlushInterval: -1, // streams must not wait for a buffer to fill
+		ErrorLog:      slog.NewLogLogger(e.cfg.Log.Handler(), slog.LevelDebug),
+		ErrorHandler:  answerError,
+		BufferPool:    new(buffers),
+	}
+}
+
+// ServeHTTP implements http.Handler.
+func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	rec := &recorder{ResponseWriter: w}
+	x := &exchange{}
+	service := ""
+	defer func() {
+		task := netip.AddrPort{}
+		if x.backend != nil {
+			task = x.backend.address
+			e.release(x.backend)
+		}
+		took := time.Since(start)
+		x.ended(r, rec, start, took)
+		e.access(r, rec, service, task, x.err, took)
+	}()
+	if r.Method == http.MethodConnect {
+		http.Error(rec, "this is no forward proxy", http.StatusMethodNotAllowed)
+		return
+	}
+	rule := e.table.Load().find(r.Host, r.URL.Path)
+	if rule == nil {
+		http.Error(rec, "no rule for this host and path", http.StatusNotFound)
+		return
+	}
+	service = rule.service
+	x.counted(rule.counter)
+	e.proxy.ServeHTTP(rec, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x)))
+}
+
+// RoundTrip implements http.RoundTripper for the proxy: it offers the request to endpoints until one took it.
+func (e *Edge) RoundTrip(req *http.Request) (*http.Response, error) {
+	x := req.Context().Value(exchangeKey{}).(*exchange)
+	x.err = errNoEndpoint
+	var tried []*backend
+	for range attemptsMax {
+		b := e.acquire(req.Host, req.URL.Path, tried)
+		if b == nil {
+			break
+		}
+		x.backend = b
+		x.counted(b.counter.Load())
+		out := req.WithContext(req.Context())
+		u := *req.URL
+		u.Scheme, u.Host = "http", b.address.String()
+		out.URL = &u
+		var body *unread
+		if req.Body != nil && req.Body != http.NoBody {
+			body = &unread{Reader: req.Body, count: &x.received}
+			out.Body = body
+		}
+		transport := b.http1
+		if isGRPC(req) {
+			transport = b.http2
+		}
+		res, err := transport.RoundTrip(out)
+		if err == nil {
+			x.err = nil
+			x.answer(req, res)
+			return res, nil
+		}
+		x.backend, x.err = nil, err
+		e.release(b)
+		var unsent *dialError
+		if !errors.As(err, &unsent) || body != nil && body.read.Load() || req.Context().Err() != nil {
+			break
+		}
+		b.failed(time.Now())
+		tried = append(tried, b)
+	}
+	return nil, x.err
+}
+
+// unread is a request's body that outlives an attempt and knows whether it was read.
+type unread struct {
+	io.Reader
+	read  atomic.Bool
+	count *atomic.Uint64
+}
+
+func (u *unread) Read(p []byte) (int, error) {
+	u.read.Store(true)
+	n, err := u.Reader.Read(p)
+	u.count.Add(uint64(n))
+	return n, err
+}
+
+func (u *unread) Close() error { return nil }
+
+// isGRPC reports whether a request needs HTTP/2 all the way.
+func isGRPC(r *http.Request) bool {
+	return r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc")
+}
+
+// posing reports whether tasks may take a header for the word of a proxy, under whichever spelling: many programs see
+// X_Forwarded_For as X-Forwarded-For. Proxy becomes the variable HTTP_PROXY of CGI programs.
+func posing(name string) bool {
+	name = strings.ReplaceAll(strings.ToLower(name), "_", "-")
+	switch name {
+	case "forwarded", "x-real-ip", "true-client-ip", "proxy", "http2-settings":
+		return true
+	}
+	return strings.HasPrefix(name, "x-forwarded-")
+}
+
+// rewrite makes the request for the task of the client's.
+func rewrite(p *httputil.ProxyRequest) {
+	h := p.Out.Header
+	maps.DeleteFunc(h, func(name string, _ []string) bool { return posing(name) })
+	// Other upgrades, h2c above all, would open a tunnel whose requests no rule sees.
+	if !strings.EqualFold(h.Get("Upgrade"), "websocket") {
+		h.Del("Upgrade")
+		h.Del("Connection")
+	}
+	p.Out.URL.RawQuery = p.In.URL.RawQuery // nothing here depends on it, so the task gets it as it came
+	p.SetXForwarded()
+	h.Set("Forwarded", forwarded(p.In))
+}
+
+// forwarded is the header of RFC 7239.
+func forwarded(r *http.Request) string {
+	client := "unknown"
+	if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
+		if client = host; strings.Contains(host, ":") {
+			client = `"[` + host + `]"`
+		}
+	}
+	s := "for=" + client
+	if r.Host != "" && !strings.ContainsAny(r.Host, `"\`) {
+		s += `;host="` + r.Host + `"`
+	}
+	return s + ";proto=http"
+}
+
+// answerError tells a client that no task answered.
+func answerError(w http.ResponseWriter, r *http.Request, err error) {
+	switch {
+	case r.Context().Err() != nil:
+		panic(http.ErrAbortHandler) // the client has gone, or the edge stops: there is nobody to answer
+	case errors.Is(err, errNoEndpoint):
+		w.Header().Set("Retry-After", "1")
+		http.Error(w, "no task of the service is ready", http.StatusServiceUnavailable)
+	default:
+		http.Error(w, "the service did not answer", http.StatusBadGateway)
+	}
+}
+
+// recorder remembers what was answered. http.ResponseController reaches the connection through Unwrap.
+type recorder struct {
+	http.ResponseWriter
+	status int
+	bytes  int64
+}
+
+func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
+
+func (r *recorder) WriteHeader(code int) {
+	if r.status == 0 && (code >= 200 || code == http.StatusSwitchingProtocols) {
+		r.status = code
+	}
+	r.ResponseWriter.WriteHeader(code)
+}
+
+func (r *recorder) Write(p []byte) (int, error) {
+	if r.status == 0 {
+		r.status = http.StatusOK
+	}
+	n, err := r.ResponseWriter.Write(p)
+	r.bytes += int64(n)
+	return n, err
+}
+
+// buffers are the proxy's copy buffers.
+type buffers struct{ pool sync.Pool }
+
+func (b *buffers) Get() []byte {
+	if p, ok := b.pool.Get().(*[]byte); ok {
+		return *p
+	}
+	return make([]byte, copyBuffer)
+}
+
+func (b *buffers) Put(p []byte) { b.pool.Put(&p) }

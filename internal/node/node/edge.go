@@ -1,0 +1,53 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"baton/internal/model/spec"
+	"baton/internal/node/agent"
+	"baton/internal/node/edge"
+	"baton/internal/wire/agentapi"
+)
+
+// fronted is the node's network with its edge: the agent acknowledges a state once both follow it, and a drain waits for both.
+type fronted struct {
+	agent.Network
+	edge *edge.Edge
+}
+
+var _ agent.Network = fronted{}
+
+// Apply implements agent.Network. The edge goes second: an endpoint that is new is reached only with the network's rules.
+func (f fronted) Apply(ctx context.Context, s agentapi.NetworkState) error {
+	if err := f.Network.Apply(ctx, s); err != nil {
+		return err
+	}
+	f.edge.Apply(s)
+	return nil
+}
+
+// Connections implements agent.Network. A request of the edge may count twice, as one and as a tracked connection: what
+// matters is when there are none.
+func (f fronted) Connections(ctx context.Context, address netip.Addr) (int, error) {
+	n, err := f.Network.Connections(ctx, address)
+	return n + f.edge.Connections(address), err
+}
+
+// listenIngress opens the port of the ingress rules on all of the node's addresses.
+func listenIngress(ctx context.Context) (net.Listener, error) {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort("", strconv.Itoa(spec.IngressPort)))
+	if err != nil {
+		return nil, fmt.Errorf("ingress rules: %w; end what listens on port %d of this node (`ss -ltnp` shows it)", err, spec.IngressPort)
+	}
+	return l, nil
+}
+
+// ingressFailed tells users that this node serves no ingress rules.
+func (n *Node) ingressFailed(err error) {
+	n.note(agentapi.Note{Type: "node.ingress-failed", At: time.Now(), Message: err.Error()})
+}
