@@ -175,6 +175,22 @@ func TestWhatVersionsShare(t *testing.T) {
 	n.eventually("the pipes are gone", func() bool { es, err := os.ReadDir(n.Fifos); return err == nil && len(es) == 0 })
 }
 
+// missing are the bytes of the lines that a log does not have; none may be there twice.
+func missing(t *testing.T, log string, lines int) (lost int) {
+	t.Helper()
+	for i := range lines {
+		line := fmt.Sprintf("line %d\n", i)
+		switch strings.Count(log, line) {
+		case 0:
+			lost += len(line)
+		case 1:
+		default:
+			t.Fatalf("line %d is there more than once", i)
+		}
+	}
+	return lost
+}
+
 // Whatever becomes of the process, each line of a task that goes on is kept once; but for what a process had just read when it was killed.
 func TestTasksOutliveTheProcess(t *testing.T) {
 	for name, end := range map[string]func(n *node){
@@ -227,16 +243,7 @@ func TestTasksOutliveTheProcess(t *testing.T) {
 			}
 			n.eventually("another process", func() bool { pid := n.pid(); return pid != 0 && pid != first })
 			n.end("task")
-			log, lost := n.log("task"), 0
-			for i := range lines {
-				switch strings.Count(log, fmt.Sprintf("line %d\n", i)) {
-				case 0:
-					lost += len(fmt.Sprintf("line %d\n", i))
-				case 1:
-				default:
-					t.Fatalf("line %d is there more than once", i)
-				}
-			}
+			lost := missing(t, n.log("task"), lines)
 			killed := strings.HasPrefix(name, "killed")
 			if lost > 0 && !killed || lost > 2*bufferSize {
 				t.Errorf("some %d bytes are lost", lost)
