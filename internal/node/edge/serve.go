@@ -86,7 +86,9 @@ func (e *Edge) listenFailed(ctx context.Context, err error, tries int, wait time
 
 // Serve answers requests on a listener until ctx ends, then gives those under way a little time to end. It closes the
 // listener.
-func (e *Edge) Serve(ctx context.Context, l net.Listener) error { return e.ServeUntil(ctx, nil, closeGrace, l) }
+func (e *Edge) Serve(ctx context.Context, l net.Listener) error {
+	return e.ServeUntil(ctx, nil, closeGrace, l)
+}
 
 // ServeUntil is Serve that stops also when quit is closed: nothing is accepted any more, connections end with their next answer, idle
 // ones after a few seconds, and requests under way have grace to end, WebSockets among them, unless ctx ends meanwhile.
