@@ -47,26 +47,29 @@ func serveUntil(t *testing.T, e *Edge, l net.Listener) (quit func()) {
 	return func() { close(leave) }
 }
 
+// echo sends bodies back, and messages at /ws.
+func echo(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path != "/ws" {
+		_, _ = io.Copy(w, r.Body)
+		return
+	}
+	c, err := websocket.Accept(w, r, nil)
+	if err != nil {
+		return
+	}
+	defer c.CloseNow()
+	for {
+		kind, data, err := c.Read(r.Context())
+		if err != nil || c.Write(r.Context(), kind, data) != nil {
+			return
+		}
+	}
+}
+
 // An edge that gives its listener up loses no request while another one takes over: kept connections end with an answer, HTTP/2 ones
 // with a GOAWAY, and WebSockets go on.
 func TestHandOverLosesNothing(t *testing.T) {
-	k := startTask(t, "127.0.1.1", 0, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/ws" {
-			_, _ = io.Copy(w, r.Body)
-			return
-		}
-		c, err := websocket.Accept(w, r, nil)
-		if err != nil {
-			return
-		}
-		defer c.CloseNow()
-		for {
-			kind, data, err := c.Read(r.Context())
-			if err != nil || c.Write(r.Context(), kind, data) != nil {
-				return
-			}
-		}
-	}))
+	k := startTask(t, "127.0.1.1", 0, http.HandlerFunc(echo))
 	old, next := newEdge(t), newEdge(t)
 	old.Apply(anyHost(k))
 	next.Apply(anyHost(k))

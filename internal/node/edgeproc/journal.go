@@ -51,10 +51,16 @@ func (j *journal) Handle(_ context.Context, r slog.Record) error {
 		l.Attrs = append(l.Attrs, j.attribute(a))
 		return true
 	})
+	j.put(l)
+	return nil
+}
+
+// put keeps a line; the oldest goes when there is no room.
+func (j *journal) put(l line) {
 	for {
 		select {
 		case j.lines <- l:
-			return nil
+			return
 		default:
 		}
 		select {

@@ -237,6 +237,7 @@ func (s *server) tell(ctx context.Context, w *wire) {
 				continue // a text that is no text
 			}
 			if w.send(message{Kind: reportLog, Body: body}) != nil {
+				s.log.put(l) // for the next baton; nobody has read it
 				return
 			}
 		}
