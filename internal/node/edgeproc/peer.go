@@ -113,7 +113,7 @@ func dialPeer(ctx context.Context, cfg Config, id string) (*peer, []*os.File, er
 	p := &peer{dir: cfg.Dir, id: id, answer: cfg.answer, w: newWire(c, reportMax), ended: make(chan struct{}), calls: make(map[uint64]chan message)}
 	// Listeners come with the first answer only, so it is read before there is anybody else to read.
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
-	files, err := p.greet()
+	files, err := p.greet(cfg.Log)
 	if !stop() {
 		err = errors.Join(ctx.Err(), err)
 	}
@@ -128,7 +128,7 @@ func dialPeer(ctx context.Context, cfg Config, id string) (*peer, []*os.File, er
 }
 
 // greet asks a process what it is.
-func (p *peer) greet() ([]*os.File, error) {
+func (p *peer) greet(log *slog.Logger) ([]*os.File, error) {
 	if err := p.w.c.SetReadDeadline(time.Now().Add(p.answer)); err != nil {
 		return nil, err
 	}
@@ -143,7 +143,8 @@ func (p *peer) greet() ([]*os.File, error) {
 		}
 		if m.ID != 1 {
 			closeAll(files)
-			continue // a report
+			m.report(log)
+			continue
 		}
 		if m.Error != "" {
 			return files, errors.New(m.Error)
@@ -166,9 +167,7 @@ func (p *peer) read(log *slog.Logger) {
 		}
 		closeAll(files)
 		if m.ID == 0 {
-			if m.Kind == reportLog {
-				replay(log, m.Body)
-			}
+			m.report(log)
 			continue
 		}
 		p.mu.Lock()
@@ -178,6 +177,13 @@ func (p *peer) read(log *slog.Logger) {
 		if answer != nil {
 			answer <- m
 		}
+	}
+}
+
+// report does what a message asks that nobody answers.
+func (m message) report(log *slog.Logger) {
+	if m.Kind == reportLog {
+		replay(log, m.Body)
 	}
 }
 
