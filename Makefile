@@ -34,7 +34,7 @@ runtime: preflight ## containerd, its shim and runc, as pinned (minutes when not
 
 .PHONY: bundle
 bundle: preflight ## the runtime, compressed, where the binary embeds it
-	@dir=$$(build/runtime.sh) && $(OWN_BUILD) ./cmd/baton-shim ./cmd/baton-logger ./cmd/baton-fence && \
+	@dir=$$(build/runtime.sh) && $(OWN_BUILD) ./cmd/baton-shim ./cmd/baton-logger ./cmd/baton-fence ./cmd/baton-edge && \
 	  go run ./build/pack -from "$$dir" -own build/out/own -to build/bundle/blob
 
 .PHONY: images

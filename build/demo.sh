@@ -6,7 +6,8 @@
 #   demo.sh down    ends everything it started and deletes its directory
 #
 # BATON_DEMO_DIR is the node's directory (/var/lib/baton-demo). Another node on
-# this machine is not disturbed; but the shop publishes port 8080.
+# this machine is not disturbed; but the shop publishes port 8080, and its
+# ingress rules take port 80 if it is free.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -96,6 +97,7 @@ To talk to this node from your shell:
 Then try:
 
   curl $url/api/products                 # rows from PostgreSQL
+  curl -I -H 'Host: shop.example.com' http://127.0.0.1/   # the same shop by its ingress rules
   baton ls                                # services
   baton ps -a backend                     # its tasks, past ones too
   baton logs -f backend                   # logs of all replicas

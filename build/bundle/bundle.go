@@ -1,8 +1,10 @@
 // Package bundle carries the container runtime inside the baton binary: it
-// embeds containerd, its runc shim, runc and baton's own two programs that run
-// once or more per container, compressed, and unpacks them into a directory of
-// the node. The two are executables of their own and not subcommands of baton
-// because the packages of baton cost each of their processes time and memory.
+// embeds containerd, its runc shim, runc and baton's own programs that run
+// once or more per container or outlive baton, compressed, and unpacks them into
+// a directory of the node. They are executables of their own and not subcommands
+// of baton because the packages of baton cost each of their processes time and
+// memory, and because one that outlives baton should be replaced only when it
+// itself has changed.
 //
 // Layout of the embedded blob directory, written by Pack:
 //
@@ -48,10 +50,11 @@ const (
 	Front      = "baton-shim"   // what containerd runs in the shim's place; see package internal/node/shim
 	Logger     = "baton-logger" // keeps a task's output; see package internal/node/logger
 	Fence      = "baton-fence"  // ends tasks without a lease; see package internal/node/fence
+	Edge       = "baton-edge"   // serves ingress rules; see package internal/node/edgeproc
 )
 
 // names are those of all binaries.
-var names = []string{Containerd, Shim, Runc, Front, Logger, Fence}
+var names = []string{Containerd, Shim, Runc, Front, Logger, Fence, Edge}
 
 const (
 	manifestName = "manifest.json"
@@ -76,6 +79,7 @@ type Paths struct {
 	Front      string // it finds Shim beside itself
 	Logger     string
 	Fence      string
+	Edge       string
 	Version    string // e.g. "containerd v2.4.2, runc v1.5.2"
 }
 
@@ -144,6 +148,7 @@ func unpack(src fs.FS, dir string) (Paths, error) {
 		Front:      filepath.Join(target, Front),
 		Logger:     filepath.Join(target, Logger),
 		Fence:      filepath.Join(target, Fence),
+		Edge:       filepath.Join(target, Edge),
 		Version:    "containerd " + m.Containerd + ", runc " + m.Runc,
 	}, nil
 }

@@ -18,7 +18,7 @@ func packed(t *testing.T) (blob string, content map[string][]byte) {
 	content = map[string][]byte{}
 	for _, name := range names {
 		dir := from
-		if name == Front || name == Logger || name == Fence {
+		if name == Front || name == Logger || name == Fence || name == Edge {
 			dir = own
 		}
 		content[name] = bytes.Repeat([]byte("binary of "+name+"\n"), 4096)
@@ -38,7 +38,7 @@ func packed(t *testing.T) (blob string, content map[string][]byte) {
 
 func check(t *testing.T, p Paths, content map[string][]byte) {
 	t.Helper()
-	for name, path := range map[string]string{Containerd: p.Containerd, Shim: p.Shim, Runc: p.Runc, Front: p.Front, Logger: p.Logger, Fence: p.Fence} {
+	for name, path := range map[string]string{Containerd: p.Containerd, Shim: p.Shim, Runc: p.Runc, Front: p.Front, Logger: p.Logger, Fence: p.Fence, Edge: p.Edge} {
 		if filepath.Base(path) != name || !filepath.IsAbs(path) {
 			t.Errorf("path of %s = %q", name, path)
 		}

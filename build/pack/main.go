@@ -21,7 +21,7 @@ import (
 
 func main() {
 	from := flag.String("from", "", "directory with containerd, containerd-shim-runc-v2, runc and VERSIONS")
-	own := flag.String("own", "", "directory with baton-shim, baton-logger and baton-fence")
+	own := flag.String("own", "", "directory with baton-shim, baton-logger, baton-fence and baton-edge")
 	to := flag.String("to", "build/bundle/blob", "directory to write")
 	flag.Parse()
 	if err := run(*from, *own, *to); err != nil {
@@ -32,7 +32,7 @@ func main() {
 
 func run(from, own, to string) error {
 	if from == "" || own == "" {
-		return fmt.Errorf("-from or -own is missing: give the directory that build/runtime.sh prints, and that of baton-shim, baton-logger and baton-fence")
+		return fmt.Errorf("-from or -own is missing: give the directory that build/runtime.sh prints, and that of baton-shim, baton-logger, baton-fence and baton-edge")
 	}
 	v, err := readVersions(filepath.Join(from, "VERSIONS"))
 	if err != nil {

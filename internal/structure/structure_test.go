@@ -66,6 +66,7 @@ var rooms = []room{
 	{4, "internal/node/network", "node", "links, the mesh, balancing, names, isolation"},
 	{4, "internal/node/record", "node", "what the node was told, over restarts"},
 	{4, "internal/node/edge", "node", "L7 ingress: HTTP requests to tasks"},
+	{5, "internal/node/edgeproc", "node", "the edge as a process that outlives baton"},
 	{4, "internal/node/volume", "node", "local volumes"},
 	{4, "internal/node/uplink", "node", "a node's way to the managers"},
 	{5, "internal/node/runtime", "node", "containers; gets its images from image"},

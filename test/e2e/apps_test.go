@@ -29,6 +29,11 @@ func TestShopServesFromPostgreSQLAndRedis(t *testing.T) {
 	if page, err := m.ask(m.outside, url("/")); err != nil || !strings.Contains(page, "<html") {
 		t.Fatalf("the page: %v", err)
 	}
+	for path, want := range map[string]string{"/": "<html", "/api/products": `"id":`} {
+		if body, err := m.ask(m.outside, "http://"+machineIP+path); err != nil || !strings.Contains(body, want) {
+			t.Errorf("%s by the ingress rules: %q, %v", path, body, err)
+		}
+	}
 	if after, err := m.ask(m.outside, url("/api/hits")); err != nil || after == before {
 		t.Errorf("the hit counter stays at %s, %v", before, err)
 	}

@@ -36,6 +36,9 @@ type request struct {
 	Timeout   time.Duration // of one request; default 15 s
 	Want      []string      // what an answer must contain; it is not kept then
 	Serve     string        // answer HTTP on this address instead, until standard input closes
+	Host      string        // of the request, if it is not that of URL
+	H2C       bool          // speak HTTP/2 without TLS
+	Socket    socketUse     // speak over a WebSocket
 }
 
 // tally is what a client counted.
@@ -44,6 +47,7 @@ type tally struct {
 	Failures int
 	Errors   []string       // the first few
 	Last     time.Time      // when the last failed request had begun
+	Longest  time.Duration  // that a request took which did not fail
 	Bodies   map[string]int // answer → how often
 }
 
@@ -105,9 +109,12 @@ func (r request) run(ctx context.Context) tally {
 	client := r.client()
 	for range max(r.Workers, 1) {
 		wg.Go(func() {
+			send, hangUp := r.sender(client)
+			defer hangUp()
 			for (ctx.Err() == nil || least()) && take() {
 				begun := time.Now()
-				body, err := r.send(client)
+				body, err := send()
+				took := time.Since(begun)
 				mu.Lock()
 				total.Requests++
 				if err != nil {
@@ -119,6 +126,7 @@ func (r request) run(ctx context.Context) tally {
 						total.Errors = append(total.Errors, time.Now().Format("15:04:05.000 ")+err.Error())
 					}
 				} else {
+					total.Longest = max(total.Longest, took)
 					total.Bodies[body]++
 				}
 				mu.Unlock()
@@ -149,7 +157,12 @@ func (r request) client() *http.Client {
 			return dialer.DialContext(ctx, network, net.JoinHostPort(addrs[0], port))
 		}
 	}
-	return &http.Client{Timeout: cmp.Or(r.Timeout, 15*time.Second), Transport: &http.Transport{DialContext: dial, DisableKeepAlives: !r.KeepAlive, MaxIdleConnsPerHost: 64}}
+	transport := &http.Transport{DialContext: dial, DisableKeepAlives: !r.KeepAlive, MaxIdleConnsPerHost: 64}
+	if r.H2C {
+		transport.Protocols = new(http.Protocols)
+		transport.Protocols.SetUnencryptedHTTP2(true)
+	}
+	return &http.Client{Timeout: cmp.Or(r.Timeout, 15*time.Second), Transport: transport}
 }
 
 // lookUp asks the name service of a task as often and as patiently as the task's resolv.conf says.
@@ -175,6 +188,7 @@ func (r request) send(c *http.Client) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	req.Host = cmp.Or(r.Host, req.Host)
 	var came phases
 	resp, err := c.Do(req.WithContext(httptrace.WithClientTrace(req.Context(), came.trace())))
 	if err != nil {

@@ -311,6 +311,9 @@ func (m *machine) remove() {
 	if r := m.tryReset(); r.code != 0 {
 		m.t.Errorf("reset: exit %d: %s", r.code, r.stderr)
 	}
+	if pids := m.edges(); len(pids) > 0 {
+		m.t.Errorf("reset: the edges %v are left", pids)
+	}
 	removeNamespaces(m.dir)
 	if err := os.RemoveAll(m.dir); err != nil {
 		m.t.Error(err)

@@ -93,11 +93,14 @@ type task struct {
 	seen    time.Time // when use was told; zero: it was not
 }
 
-type series struct{ service, task cluster.ID }
+// series is what one process counts: while one takes over from another, both have requests of the same task.
+type series struct {
+	service, task cluster.ID
+	since         int64
+}
 
 // edge is what a node's edge has counted for a series.
 type edge struct {
-	since    int64
 	counts   []byte // packed
 	inflight int64
 	heard    time.Time
@@ -146,7 +149,7 @@ func (k *Keeper) Take(id cluster.ID, m agentapi.Measures, now time.Time) {
 	told := make(map[series]bool, len(m.Requests))
 	for i := range m.Requests {
 		r := &m.Requests[i]
-		told[series{r.Service, r.Task}] = true
+		told[series{r.Service, r.Task, r.Since}] = true
 		k.takeRequests(n, r, m.At, now)
 	}
 	if m.Full {
@@ -171,7 +174,7 @@ func (k *Keeper) takeRequests(n *node, r *agentapi.RequestMeasure, at, now time.
 		k.left.Senseless++
 		return
 	}
-	key := series{r.Service, r.Task}
+	key := series{r.Service, r.Task, r.Since}
 	last, known := n.edges[key]
 	if !known && k.edges >= k.cfg.EdgesMax {
 		k.left.Edges++
@@ -180,7 +183,7 @@ func (k *Keeper) takeRequests(n *node, r *agentapi.RequestMeasure, at, now time.
 	packed := counts.pack()
 	from, age := n.heard, at.Sub(time.Unix(0, r.Since))
 	switch {
-	case known && last.since == r.Since:
+	case known:
 		var before sums
 		before.unpack(last.counts)
 		if !counts.minus(&before) {
@@ -199,7 +202,7 @@ func (k *Keeper) takeRequests(n *node, r *agentapi.RequestMeasure, at, now time.
 	if !known {
 		k.edges++
 	}
-	n.edges[key] = edge{since: r.Since, counts: packed, inflight: max(0, r.InFlight), heard: now}
+	n.edges[key] = edge{counts: packed, inflight: max(0, r.InFlight), heard: now}
 	busy := now.Sub(from)
 	if known && last.inflight > 0 {
 		busy = now.Sub(last.heard) // a node with many series tells some of them less often

@@ -51,8 +51,11 @@ func (e *Edge) newProxy() *httputil.ReverseProxy {
 
 // ServeHTTP implements http.Handler.
 func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	e.answer(&recorder{ResponseWriter: w}, r)
+}
+
+func (e *Edge) answer(rec *recorder, r *http.Request) {
 	start := time.Now()
-	rec := &recorder{ResponseWriter: w}
 	x := &exchange{}
 	service := ""
 	defer func() {
@@ -199,8 +202,9 @@ func answerError(w http.ResponseWriter, r *http.Request, err error) {
 // recorder remembers what was answered. http.ResponseController reaches the connection through Unwrap.
 type recorder struct {
 	http.ResponseWriter
-	status int
-	bytes  int64
+	status  int
+	bytes   int64
+	leaving <-chan struct{} // closed once the connection is to end with its next answer; may be nil
 }
 
 func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
@@ -208,13 +212,16 @@ func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 func (r *recorder) WriteHeader(code int) {
 	if r.status == 0 && (code >= 200 || code == http.StatusSwitchingProtocols) {
 		r.status = code
+		if code != http.StatusSwitchingProtocols && isClosed(r.leaving) {
+			r.Header().Set("Connection", "close") // on HTTP/2 net/http makes a GOAWAY of it, and answers the other streams
+		}
 	}
 	r.ResponseWriter.WriteHeader(code)
 }
 
 func (r *recorder) Write(p []byte) (int, error) {
 	if r.status == 0 {
-		r.status = http.StatusOK
+		r.WriteHeader(http.StatusOK)
 	}
 	n, err := r.ResponseWriter.Write(p)
 	r.bytes += int64(n)

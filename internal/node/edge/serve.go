@@ -16,9 +16,12 @@ const (
 	headerMax     = 64 << 10
 	streamsMax    = 250 // requests at once on one HTTP/2 connection
 
+	// linger is how long idle connections stay open once a listener is given up. Each request that comes on them until then is
+	// answered, and its connection closed with the answer; a request never meets a closing connection.
+	linger = 5 * time.Second
 	// stopGrace is how long requests may go on when the node's process ends.
 	stopGrace = 3 * time.Second
-	// closeGrace is how long requests may go on when the last rule has gone.
+	// closeGrace is how long requests may go on when the last rule has gone, or the listener fails.
 	closeGrace = 30 * time.Second
 
 	retryMin = time.Second // after the port could not be opened: doubles up to retryMax
@@ -53,7 +56,7 @@ func (e *Edge) Run(ctx context.Context) {
 				close(quit)
 				_ = l.Close() // at once, so that the port is free should rules come back
 			}, done
-			serving.Go(func() { done <- e.serve(ctx, quit, l) })
+			serving.Go(func() { done <- e.ServeUntil(ctx, quit, closeGrace, l) })
 		}
 		var retry <-chan time.Time
 		if wait > 0 {
@@ -83,14 +86,17 @@ func (e *Edge) listenFailed(ctx context.Context, err error, tries int, wait time
 
 // Serve answers requests on a listener until ctx ends, then gives those under way a little time to end. It closes the
 // listener.
-func (e *Edge) Serve(ctx context.Context, l net.Listener) error { return e.serve(ctx, nil, l) }
+func (e *Edge) Serve(ctx context.Context, l net.Listener) error {
+	return e.ServeUntil(ctx, nil, closeGrace, l)
+}
 
-// serve is Serve that stops also when quit is closed, and then gives requests more time, unless ctx ends meanwhile.
-func (e *Edge) serve(ctx context.Context, quit <-chan struct{}, l net.Listener) error {
+// ServeUntil is Serve that stops also when quit is closed: nothing is accepted any more, connections end with their next answer, idle
+// ones after a few seconds, and requests under way have grace to end, WebSockets among them, unless ctx ends meanwhile.
+func (e *Edge) ServeUntil(ctx context.Context, quit <-chan struct{}, grace time.Duration, l net.Listener) error {
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	inside := presence{max: e.cfg.RequestsMax}
-	srv := e.server(base, &inside)
+	srv := e.server(base, quit, &inside)
 	failed := make(chan error, 1)
 	go func() { failed <- srv.Serve(newLimited(l, e.cfg.ConnectionsMax)) }()
 	var err error
@@ -99,9 +105,14 @@ func (e *Edge) serve(ctx context.Context, quit <-chan struct{}, l net.Listener) 
 	case err = <-failed:
 		running = false
 	case <-quit:
+		_ = l.Close() // not Shutdown yet: it drops requests that come in this moment
+		select {
+		case <-time.After(linger):
+		case <-ctx.Done():
+		}
 	case <-ctx.Done():
 	}
-	limit, done := context.WithTimeout(base, closeGrace)
+	limit, done := context.WithTimeout(base, grace)
 	defer done()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(stopGrace, done) })()
 	if srv.Shutdown(limit) == nil {
@@ -113,18 +124,24 @@ func (e *Edge) serve(ctx context.Context, quit <-chan struct{}, l net.Listener) 
 	if running {
 		err = <-failed
 	}
+	if isClosed(quit) || ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("serve ingress: %w", err)
+}
+
+// isClosed reports whether a channel was closed on which nothing is sent; a nil one was not.
+func isClosed(c <-chan struct{}) bool {
 	select {
-	case <-quit:
-		return nil
-	case <-ctx.Done():
-		return nil
+	case <-c:
+		return true
 	default:
-		return fmt.Errorf("serve ingress: %w", err)
+		return false
 	}
 }
 
 // server answers with e; base ends what it must not wait for.
-func (e *Edge) server(base context.Context, inside *presence) *http.Server {
+func (e *Edge) server(base context.Context, quit <-chan struct{}, inside *presence) *http.Server {
 	srv := &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if !inside.enter() {
@@ -133,7 +150,7 @@ func (e *Edge) server(base context.Context, inside *presence) *http.Server {
 				return
 			}
 			defer inside.leave()
-			e.ServeHTTP(w, r)
+			e.answer(&recorder{ResponseWriter: w, leaving: quit}, r)
 		}),
 		BaseContext:       func(net.Listener) context.Context { return base },
 		Protocols:         new(http.Protocols),

@@ -10,14 +10,24 @@ import (
 
 	"baton/internal/model/spec"
 	"baton/internal/node/agent"
-	"baton/internal/node/edge"
+	"baton/internal/node/edgeproc"
 	"baton/internal/wire/agentapi"
 )
+
+// ingress is the edge, in a process of its own (edgeproc.Edge).
+type ingress interface {
+	// Apply makes new requests follow a state, and returns once they do.
+	Apply(ctx context.Context, s agentapi.NetworkState) error
+	// Connections counts the requests that are with the tasks of an address.
+	Connections(ctx context.Context, address netip.Addr) (int, error)
+}
+
+var _ ingress = (*edgeproc.Edge)(nil)
 
 // fronted is the node's network with its edge: the agent acknowledges a state once both follow it, and a drain waits for both.
 type fronted struct {
 	agent.Network
-	edge *edge.Edge
+	edge ingress
 }
 
 var _ agent.Network = fronted{}
@@ -27,15 +37,18 @@ func (f fronted) Apply(ctx context.Context, s agentapi.NetworkState) error {
 	if err := f.Network.Apply(ctx, s); err != nil {
 		return err
 	}
-	f.edge.Apply(s)
-	return nil
+	return f.edge.Apply(ctx, s)
 }
 
 // Connections implements agent.Network. A request of the edge may count twice, as one and as a tracked connection: what
 // matters is when there are none.
 func (f fronted) Connections(ctx context.Context, address netip.Addr) (int, error) {
 	n, err := f.Network.Connections(ctx, address)
-	return n + f.edge.Connections(address), err
+	if err != nil {
+		return n, err
+	}
+	more, err := f.edge.Connections(ctx, address)
+	return n + more, err
 }
 
 // listenIngress opens the port of the ingress rules on all of the node's addresses.
@@ -50,4 +63,9 @@ func listenIngress(ctx context.Context) (net.Listener, error) {
 // ingressFailed tells users that this node serves no ingress rules.
 func (n *Node) ingressFailed(err error) {
 	n.note(agentapi.Note{Type: "node.ingress-failed", At: time.Now(), Message: err.Error()})
+}
+
+// ingressRestarted tells users that connections of clients were cut here.
+func (n *Node) ingressRestarted(reason string) {
+	n.note(agentapi.Note{Type: "node.edge-restarted", At: time.Now(), Message: reason})
 }

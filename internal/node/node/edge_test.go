@@ -28,6 +28,18 @@ func (u underlay) Apply(context.Context, agentapi.NetworkState) error { return u
 
 func (u underlay) Connections(context.Context, netip.Addr) (int, error) { return u.open, u.err }
 
+// inside is an edge in this process.
+type inside struct{ *edge.Edge }
+
+func (i inside) Apply(_ context.Context, s agentapi.NetworkState) error {
+	i.Edge.Apply(s)
+	return nil
+}
+
+func (i inside) Connections(_ context.Context, address netip.Addr) (int, error) {
+	return i.Edge.Connections(address), nil
+}
+
 // What the agent acknowledges holds for the edge too, and a drain sees the edge's requests.
 func TestEdgeFollowsWithTheNetwork(t *testing.T) {
 	hold, held := make(chan struct{}), make(chan struct{})
@@ -67,11 +79,11 @@ func TestEdgeFollowsWithTheNetwork(t *testing.T) {
 		<-ended
 	}()
 
-	broken := fronted{underlay{err: errors.New("no rules")}, e}
+	broken := fronted{underlay{err: errors.New("no rules")}, inside{e}}
 	if err := broken.Apply(ctx, state); err == nil {
 		t.Error("a state was acknowledged that the network does not follow")
 	}
-	f := fronted{underlay{open: 2}, e}
+	f := fronted{underlay{open: 2}, inside{e}}
 	if err := f.Apply(ctx, state); err != nil {
 		t.Fatal(err)
 	}

@@ -85,12 +85,17 @@ func (c counted) Apply(ctx context.Context, s agentapi.NetworkState) error {
 }
 
 // Measure is the node's load for the i-th report of a session.
-func (n *Node) Measure(_ context.Context, i int) (agentapi.Measures, bool) {
-	all, limit := n.edge.Measures(), max(toldMin, toldMax/max(1, int(n.peers.Load())))
-	full := i == 0 || i%agentapi.FullEvery == 0 && len(all) <= limit
-	m := agentapi.Measures{At: time.Now(), Full: full, Requests: n.reporter.news(all, full, limit)}
+func (n *Node) Measure(ctx context.Context, i int) (agentapi.Measures, bool) {
+	all, err := n.edge.Measures(ctx)
+	limit := max(toldMin, toldMax/max(1, int(n.peers.Load())))
+	full := err == nil && (i == 0 || i%agentapi.FullEvery == 0 && len(all) <= limit)
+	m := agentapi.Measures{At: time.Now(), Full: full}
+	if err == nil {
+		m.Requests = n.reporter.news(all, full, limit)
+	} else {
+		n.cfg.Logger.Warn("what the edge counted is told later", "err", err)
+	}
 	if i%agentapi.UseEvery == 0 {
-		var err error
 		if m.Use, err = n.use(m.At); err != nil {
 			n.cfg.Logger.Debug("what the node uses cannot be read", "err", err)
 		}

@@ -2,7 +2,7 @@
 //
 // It owns the order in which they start and stop, and answers users who look at the node's tasks (agentapi.NodeServices). What the machine
 // uses is sampled every few seconds and kept in memory, so that one question is enough to tell how busy it is of late.
-// Stopping it leaves containers, addresses and balancing as they are, for the next start to adopt.
+// Stopping it leaves containers, addresses, balancing and the edge as they are, for the next start to adopt.
 //
 // Concurrency: Run owns the goroutines and returns after all of them ended.
 package node
@@ -28,7 +28,7 @@ import (
 	"baton/internal/model/cluster"
 	"baton/internal/model/spec"
 	"baton/internal/node/agent"
-	"baton/internal/node/edge"
+	"baton/internal/node/edgeproc"
 	"baton/internal/node/fence"
 	"baton/internal/node/files"
 	"baton/internal/node/image"
@@ -63,7 +63,7 @@ type Node struct {
 	files    *files.Dir
 	record   *record.Record
 	fence    *fence.Fence
-	edge     *edge.Edge
+	edge     *edgeproc.Edge
 	peers    atomic.Int64 // nodes of the cluster
 	meter    *meter
 	reporter reporter
@@ -102,7 +102,10 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, errors.Join(err, n.Close(ctx))
 	}
 	n.files = files.New(filepath.Join(cfg.Dir, "files"))
-	n.edge = edge.New(edge.Config{Listen: listenIngress, Failed: n.ingressFailed, Log: cfg.Logger.With("part", "edge")})
+	n.edge = edgeproc.New(edgeproc.Config{
+		Dir: filepath.Join(runtime.RunDir(cfg.Dir), "edge"), Program: paths.Edge, Listen: listenIngress,
+		Failed: n.ingressFailed, Restarted: n.ingressRestarted, Log: cfg.Logger.With("part", "edge"),
+	})
 	n.record, err = record.Open(filepath.Join(cfg.Dir, "record"), cfg.Logger)
 	if err != nil {
 		return nil, errors.Join(err, n.Close(ctx))

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"golang.org/x/sys/unix"
 
+	"baton/build/bundle"
 	"baton/internal/node/fence"
 	"baton/internal/node/shim"
 )
@@ -83,7 +84,7 @@ func stopAll(ctx context.Context, cfg Config) error {
 	return nil
 }
 
-// ourHelpers finds the shims, loggers and runc processes of this runtime: each names one of our paths on its command line.
+// ourHelpers finds the shims, loggers and runc processes of this runtime, and the node's fence and edge: each names one of our paths on its command line.
 func ourHelpers(cfg Config) ([]*process, error) {
 	return processes(func(args []string) bool {
 		if len(args) == 0 {
@@ -92,8 +93,8 @@ func ourHelpers(cfg Config) ([]*process, error) {
 		switch base := filepath.Base(args[0]); {
 		case strings.HasPrefix(base, "containerd-shim"), base == shim.Program:
 			return slices.Contains(args, cfg.socket())
-		case base == fence.Program:
-			return len(args) == 2 && filepath.Dir(args[1]) == cfg.RunDir
+		case base == fence.Program, base == bundle.Edge:
+			return len(args) > 1 && filepath.Dir(args[1]) == cfg.RunDir
 		case base == "runc":
 			return slices.Contains(args, cfg.runcRoot())
 		case len(args) < 3 || args[1] != LoggerCommand:

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/coder/websocket"
 )
 
 const (
@@ -49,6 +51,7 @@ func (a *app) handler() http.Handler {
 	mux.HandleFunc("GET /stats", a.stats)
 	mux.HandleFunc("POST /exit", a.exit)
 	mux.HandleFunc("POST /eat", a.eat)
+	mux.HandleFunc("GET /ws", echoMessages)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a.inFlight.Add(1)
 		defer a.inFlight.Add(-1)
@@ -159,6 +162,24 @@ func (a *app) eat(w http.ResponseWriter, r *http.Request) {
 		a.mu.Unlock()
 	}
 	fmt.Fprintf(w, "ate %d MiB\n", mb)
+}
+
+// echoMessages sends each message of a WebSocket back, until the client closes it.
+func echoMessages(w http.ResponseWriter, r *http.Request) {
+	c, err := websocket.Accept(w, r, nil)
+	if err != nil {
+		return // it has answered
+	}
+	defer c.CloseNow()
+	for {
+		kind, data, err := c.Read(r.Context())
+		if err != nil {
+			return
+		}
+		if err := c.Write(r.Context(), kind, data); err != nil {
+			return
+		}
+	}
 }
 
 // number reads an integer parameter of 0..limit, or answers 400.

@@ -10,6 +10,7 @@
 //	GET  /stats                   requests served, as JSON
 //	POST /exit?code=N             ends the process at once
 //	POST /eat?mb=N                allocates and keeps N MiB
+//	GET  /ws                      a WebSocket that echoes
 //
 // Each setting is a flag and an environment variable: -port/PORT (8080),
 // -echo-port/ECHO_PORT (7777, 0 for none), -version/VERSION (dev),
