@@ -386,3 +386,19 @@ func scaled(h agentapi.Histogram, by uint64) agentapi.Sparse {
 	}
 	return h.Sparse()
 }
+
+// While one process of an edge takes over from another, both have requests of a task, and each counts once.
+func TestTwoProcessesOfAnEdge(t *testing.T) {
+	w := newWorld()
+	task, began := w.task(1, 1), w.now
+	w.report(1, true)
+	for i := uint64(1); i <= 5; i++ {
+		w.pass(2 * time.Second)
+		w.report(1, i == 3, w.series(task, began, 10*i), w.series(task, began.Add(time.Second), 3*i))
+	}
+	w.pass(2 * time.Second)
+	w.report(1, true, w.series(task, began.Add(time.Second), 20)) // the first one has ended
+	if l := w.all(); l.Requests != 70 {
+		t.Errorf("%d requests, want 50 and 20", l.Requests)
+	}
+}

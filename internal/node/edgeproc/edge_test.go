@@ -77,6 +77,7 @@ func TestAnotherBuildTakesOver(t *testing.T) {
 	s.echoes(tunnel)
 	end()
 	s.connections(next, task, 1)
+	s.counted(next, 2)
 	// The old process follows the table still, and another baton knows both.
 	moved := startTask(t, fmt.Sprint("127.0.1.2:", task.Port()))
 	stopNext()
@@ -90,6 +91,24 @@ func TestAnotherBuildTakesOver(t *testing.T) {
 	s.connections(last, task, 0)
 	if len(s.restarted) > 0 {
 		t.Errorf("told of restarts: %v", s.restarted)
+	}
+}
+
+// counted checks that so many processes tell of requests.
+func (s *site) counted(e *Edge, processes int) {
+	s.t.Helper()
+	all, err := e.Measures(s.t.Context())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	from := make(map[int64]bool)
+	for _, m := range all {
+		if m.Requests() > 0 {
+			from[m.Since] = true
+		}
+	}
+	if len(from) != processes {
+		s.t.Errorf("counts %+v, want those of %d processes", all, processes)
 	}
 }
 
