@@ -191,7 +191,12 @@ func (d *deployer) service(want *spec.Service) error {
 		svc.LastNumber = rev.Number
 	}
 	d.release.Services[want.Name] = wantedID
-	d.replicas(svc, want, &change)
+	if want.Autoscale != nil && want.Mode != spec.Global {
+		d.release.Replicas[want.Name] = want.Replicas
+		autoscaled(svc, have, want.Autoscale, &change)
+	} else {
+		d.replicas(svc, want, &change)
+	}
 	if change.Action != ActionUnchanged {
 		d.svcs, d.changed = append(d.svcs, svc), true
 	}
@@ -235,6 +240,21 @@ func (d *deployer) replicas(svc *cluster.Service, want *spec.Service, change *Se
 	svc.Replicas, svc.Scaled = want.Replicas, false
 	if change.Action == ActionUnchanged {
 		change.Action = ActionScale
+	}
+}
+
+// autoscaled keeps the number that a service has by its load or by hand, within the bounds: the file's is what a new service begins with.
+func autoscaled(svc *cluster.Service, have *cluster.Revision, want *spec.Autoscale, change *ServiceChange) {
+	if svc.Scaled && have != nil && have.Spec.Autoscale != nil {
+		return
+	}
+	svc.Scaled = false
+	if n := want.Clamp(svc.Replicas); n != svc.Replicas {
+		change.From, change.To = svc.Replicas, n
+		svc.Replicas = n
+		if change.Action == ActionUnchanged {
+			change.Action = ActionScale
+		}
 	}
 }
 
