@@ -270,8 +270,11 @@ func (d *deployer) createService(old *cluster.Service, want *spec.Service, rev *
 	svc.Rollout = cluster.Rollout{To: rev.ID, State: cluster.RolloutUpdating, Started: d.in.Now}
 	d.revs, d.svcs, d.changed = append(d.revs, rev), append(d.svcs, svc), true
 	d.release.Services[want.Name], d.release.Replicas[want.Name] = rev.ID, want.Replicas
-	d.diff.Services = append(d.diff.Services, ServiceChange{Service: want.Name, Action: ActionCreate, To: want.Replicas,
-		Fields: []FieldChange{{Path: "image", To: want.Image}}})
+	fields := []FieldChange{{Path: "image", To: want.Image}}
+	if a := want.Autoscale; a != nil {
+		fields = append(fields, FieldChange{Path: "autoscale", To: fmt.Sprintf("from %d to %d", a.Min, a.Max)})
+	}
+	d.diff.Services = append(d.diff.Services, ServiceChange{Service: want.Name, Action: ActionCreate, To: want.Replicas, Fields: fields})
 }
 
 // revision makes the revision of a service, without id and number.
