@@ -17,7 +17,8 @@ import (
 // fronted is the node's network with its edge: the agent acknowledges a state once both follow it, and a drain waits for both.
 type fronted struct {
 	agent.Network
-	edge *edge.Edge
+	edge    *edge.Edge
+	wakener *wakener
 }
 
 var _ agent.Network = fronted{}
@@ -28,6 +29,7 @@ func (f fronted) Apply(ctx context.Context, s agentapi.NetworkState) error {
 		return err
 	}
 	f.edge.Apply(s)
+	f.wakener.follow(s)
 	return nil
 }
 

@@ -18,6 +18,7 @@ import (
 	goruntime "runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -63,6 +64,8 @@ type Node struct {
 	record  *record.Record
 	fence   *fence.Fence
 	edge    *edge.Edge
+	wakener *wakener
+	agent   atomic.Pointer[agent.Agent] // nil until Run
 	meter   *meter
 	notes   chan agentapi.Note
 }
@@ -99,7 +102,8 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, errors.Join(err, n.Close(ctx))
 	}
 	n.files = files.New(filepath.Join(cfg.Dir, "files"))
-	n.edge = edge.New(edge.Config{Listen: listenIngress, Failed: n.ingressFailed, Log: cfg.Logger.With("part", "edge")})
+	n.wakener = &wakener{self: cfg.ID, network: n.network, tell: n.want, log: cfg.Logger}
+	n.edge = edge.New(edge.Config{Listen: listenIngress, Failed: n.ingressFailed, Wake: n.wakener.want, Log: cfg.Logger.With("part", "edge")})
 	n.record, err = record.Open(filepath.Join(cfg.Dir, "record"), cfg.Logger)
 	if err != nil {
 		return nil, errors.Join(err, n.Close(ctx))
@@ -143,19 +147,28 @@ func (n *Node) note(note agentapi.Note) {
 	}
 }
 
+// want tells the managers of a service that somebody wants.
+func (n *Node) want(service cluster.ID) {
+	if a := n.agent.Load(); a != nil {
+		a.Want(service)
+	}
+}
+
 // Run runs what the managers behind connector assign, until ctx ends.
 func (n *Node) Run(ctx context.Context, connector agentapi.Connector) error {
 	a := agent.New(agent.Config{
-		Node: n.cfg.ID, Name: n.cfg.Name, Executor: n.runtime, Network: fronted{n.network, n.edge}, Volumes: n.volumes, Files: n.files,
+		Node: n.cfg.ID, Name: n.cfg.Name, Executor: n.runtime, Network: fronted{n.network, n.edge, n.wakener}, Volumes: n.volumes, Files: n.files,
 		Logs: runtime.OpenLogs(n.cfg.Dir), Record: n.record, Fence: fenced{n}, Connector: connector, Describe: n.describe, Notes: n.notes,
 		Log: n.cfg.Logger.With("part", "agent"),
 	})
+	n.agent.Store(a)
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
 	wg.Go(func() { n.meter.run(ctx) })
 	wg.Go(func() { n.edge.Run(ctx) })
+	wg.Go(func() { n.wakener.run(ctx) })
 	return a.Run(ctx)
 }
 
