@@ -43,7 +43,9 @@ type World struct {
 	begun time.Time
 
 	mu    sync.Mutex
-	acked []written // writes that were acknowledged
+	acked []written           // writes that were acknowledged
+	calm  time.Time           // from when on the load is constant; zero: not yet
+	busy  map[cluster.ID]bool // services with a load
 }
 
 // written is an acknowledged write: a config that must not be lost.
@@ -56,7 +58,7 @@ type written struct {
 func New(t *testing.T, cfg Config) *World {
 	t.Helper()
 	cfg = cfg.withDefaults()
-	w := &World{t: t, cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 1)), log: cfg.Log, begun: time.Now()}
+	w := &World{t: t, cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 1)), log: cfg.Log, begun: time.Now(), busy: make(map[cluster.ID]bool)}
 	var mu sync.Mutex
 	jitter := rand.New(rand.NewPCG(cfg.Seed, 2))
 	w.net = memnet.New(func(from, to string) time.Duration {
@@ -258,6 +260,7 @@ func (w *World) deploy(ctx context.Context, name string) {
 				s.Volumes[0].OnLoss = spec.LossRecreate
 			}
 		}
+		v.Autoscale = scaled[i]
 		s.Services = append(s.Services, v)
 	}
 	s.SetDefaults()
