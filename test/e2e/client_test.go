@@ -45,6 +45,7 @@ type tally struct {
 	Errors   []string       // the first few
 	Last     time.Time      // when the last failed request had begun
 	Bodies   map[string]int // answer → how often
+	Longest  time.Duration  // of a request that was answered
 }
 
 const errorsMax = 10
@@ -120,6 +121,7 @@ func (r request) run(ctx context.Context) tally {
 					}
 				} else {
 					total.Bodies[body]++
+					total.Longest = max(total.Longest, time.Since(begun))
 				}
 				mu.Unlock()
 				select {
