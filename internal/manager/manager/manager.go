@@ -68,7 +68,7 @@ type Config struct {
 	Patience    control.Patience
 	// Measures is what autoscaling follows; nil: nothing is measured, and numbers are held.
 	Measures control.Measures
-	Logger      *slog.Logger
+	Logger   *slog.Logger
 	// Now is what planners take for the time, DiskFault what befalls writes of the log; both are for simulations, and nil else.
 	Now       func() time.Time
 	DiskFault func() error
