@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,15 +17,29 @@ import (
 
 // tracked plays the node's network.
 type tracked struct {
+	mu    sync.Mutex
 	woken []cluster.ID
 	used  map[netip.Addr]bool
 	err   error
 	asked []netip.Addr
 }
 
-func (t *tracked) Woken() ([]cluster.ID, error) { return t.woken, nil }
+func (t *tracked) Woken() ([]cluster.ID, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.woken, nil
+}
+
+// set changes what the network shows.
+func (t *tracked) set(woken []cluster.ID, used map[netip.Addr]bool, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.woken, t.used, t.err = woken, used, err
+}
 
 func (t *tracked) Used(addresses []netip.Addr) (map[netip.Addr]bool, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.asked = addresses
 	return t.used, t.err
 }
@@ -36,8 +51,13 @@ func TestWakener(t *testing.T) {
 		rests, busy, always := cluster.ID{10}, cluster.ID{11}, cluster.ID{12}
 		here, there := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.1.1")
 		net := &tracked{}
+		var mu sync.Mutex
 		var told []cluster.ID
-		w := &wakener{self: self, network: net, tell: func(id cluster.ID) { told = append(told, id) }, log: slog.New(slog.DiscardHandler)}
+		w := &wakener{self: self, network: net, tell: func(id cluster.ID) {
+			mu.Lock()
+			defer mu.Unlock()
+			told = append(told, id)
+		}, log: slog.New(slog.DiscardHandler)}
 		w.follow(agentapi.NetworkState{Services: []agentapi.Service{
 			{ID: rests, Holds: true},
 			{ID: busy, Holds: true, Endpoints: []agentapi.Endpoint{{Node: self, Address: here}, {Node: elsewhere, Address: there}}},
@@ -47,10 +67,14 @@ func TestWakener(t *testing.T) {
 		done := make(chan struct{})
 		go func() { w.run(ctx); close(done) }()
 		pass := func(d time.Duration) []cluster.ID {
+			mu.Lock()
 			told = nil
+			mu.Unlock()
 			time.Sleep(d)
 			synctest.Wait()
-			return told
+			mu.Lock()
+			defer mu.Unlock()
+			return slices.Clone(told)
 		}
 		if got := pass(10 * time.Second); len(got) > 0 {
 			t.Errorf("without any use %v were told of", got)
@@ -58,18 +82,18 @@ func TestWakener(t *testing.T) {
 		if want := []netip.Addr{here}; !slices.Equal(net.asked, want) {
 			t.Errorf("the connections of %v were looked at, want %v", net.asked, want)
 		}
-		net.woken = []cluster.ID{rests}
-		if got := pass(wokenEvery); !slices.Equal(got, net.woken) {
-			t.Errorf("%v were told of, want %v at once", got, net.woken)
+		net.set([]cluster.ID{rests}, nil, nil)
+		if got := pass(wokenEvery); !slices.Equal(got, []cluster.ID{rests}) {
+			t.Errorf("%v were told of, want %v at once", got, rests)
 		}
 		if got := pass(5 * time.Second); len(got) != 5 {
 			t.Errorf("in 5 s it was told %d times that a service is wanted, want once a second", len(got))
 		}
-		net.woken, net.used = nil, map[netip.Addr]bool{here: true}
+		net.set(nil, map[netip.Addr]bool{here: true}, nil)
 		if got := pass(4 * time.Second); len(got) != 2 || got[0] != busy {
 			t.Errorf("%v were told of, want the service with connections twice in 4 s", got)
 		}
-		net.used, net.err = nil, errors.New("broken")
+		net.set(nil, nil, errors.New("broken"))
 		if got := pass(4 * time.Second); len(got) != 2 || got[0] != busy {
 			t.Errorf("with unknown connections %v were told of, want the service with a task here", got)
 		}

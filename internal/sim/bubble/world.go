@@ -26,7 +26,7 @@ type Config struct {
 	Seed              uint64
 	Managers, Workers int           // default 3 and 100
 	Faults            time.Duration // how long faults happen; default 60 s
-	Calm              time.Duration // how long convergence may take after that; default 2 min
+	Calm              time.Duration // how long convergence may take after that; default 4 min: a number may take two steps down, a minute apart, after the stable window
 	Log               *slog.Logger  // default: none
 	// Kinds limits the faults to those of these names; default: all.
 	Kinds []string
@@ -91,7 +91,7 @@ func (c Config) withDefaults() Config {
 		c.Faults = time.Minute
 	}
 	if c.Calm == 0 {
-		c.Calm = 2 * time.Minute
+		c.Calm = 4 * time.Minute
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
