@@ -72,9 +72,14 @@ func (c *Client) Service(ctx context.Context, stack, target string) (api.Service
 	return get[api.Service](ctx, c, path("services", target), query{}.set("stack", stack))
 }
 
-// Scale sets the number of a service's tasks.
+// Scale sets the number of a service's tasks. One that follows the load does so no more, until ScaleAuto.
 func (c *Client) Scale(ctx context.Context, stack, target string, replicas int) (api.ServiceResult, error) {
 	return send[api.ServiceResult](ctx, c, http.MethodPost, path("services", target, "scale"), query{}.set("stack", stack), api.ScaleRequest{Replicas: replicas})
+}
+
+// ScaleAuto lets the number of a service's tasks follow its load again, after Scale.
+func (c *Client) ScaleAuto(ctx context.Context, stack, target string) (api.ServiceResult, error) {
+	return send[api.ServiceResult](ctx, c, http.MethodPost, path("services", target, "scale"), query{}.set("stack", stack), api.ScaleRequest{Auto: true})
 }
 
 // Restart replaces all tasks of a service, as an update would.

@@ -123,6 +123,8 @@ type DownResult struct {
 // ScaleRequest sets the number of tasks of a replicated service.
 type ScaleRequest struct {
 	Replicas int `json:"replicas" minimum:"0" maximum:"100000"`
+	// Auto gives the number back to the service's load, and Replicas means nothing.
+	Auto bool `json:"auto,omitempty" doc:"the number follows the load again, as x-autoscale says"`
 }
 
 // ServiceResult says what a request to a service began.

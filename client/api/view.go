@@ -41,12 +41,39 @@ type Service struct {
 	Ports    []spec.Port           `json:"ports,omitempty"`
 	Address  netip.Addr            `json:"address,omitzero"`
 	Status   cluster.ServiceStatus `json:"status"`
+	Scale    *Scale                `json:"scale,omitempty"`
 	Rollout  *cluster.Rollout      `json:"rollout,omitempty"`
 	Removing bool                  `json:"removing,omitempty"`
 	Version  cluster.Version       `json:"version"`
 	Created  time.Time             `json:"created"`
 	// Spec is given for one service only, never in lists.
 	Spec *spec.Service `json:"spec,omitempty"`
+}
+
+// Scale says who owns the number of a service's tasks, of one that has x-autoscale.
+type Scale struct {
+	Owner string `json:"owner" enum:"auto,user" doc:"auto: its load; user: it was set by hand"`
+	Min   int    `json:"min"`
+	Max   int    `json:"max"`
+}
+
+// The owners of a number.
+const (
+	OwnerAuto = "auto"
+	OwnerUser = "user"
+)
+
+// Replicas is how many tasks are ready and wanted, and who says so: "3/3 (auto 2-20)".
+func Replicas(s cluster.ServiceStatus, scale *Scale) string {
+	out := itoa(s.Ready) + "/" + itoa(s.Desired)
+	switch {
+	case scale == nil:
+	case scale.Owner == OwnerUser:
+		out += " (by hand)"
+	default:
+		out += " (auto " + itoa(scale.Min) + "-" + itoa(scale.Max) + ")"
+	}
+	return out
 }
 
 // Task is a task with the names of what it belongs to.
@@ -91,6 +118,7 @@ type ServiceState struct {
 	Mode    spec.Mode             `json:"mode"`
 	Image   string                `json:"image"`
 	Status  cluster.ServiceStatus `json:"status"`
+	Scale   *Scale                `json:"scale,omitempty"`
 	Rollout cluster.RolloutState  `json:"rollout,omitempty"`
 	Reason  string                `json:"reason,omitempty" doc:"why it is not as wanted"`
 	Ports   []spec.Port           `json:"ports,omitempty"`

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -124,8 +125,10 @@ func (a *app) scaleCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "scale SERVICE=N...", Args: cobra.MinimumNArgs(1),
 		Short: "Set the number of a service's tasks and wait until they are ready",
+		Long:  "Set the number of a service's tasks and wait until they are ready. With x-autoscale, a number holds until SERVICE=auto.",
 		Example: `  baton scale web=5
-  baton scale web=5 worker=0`,
+  baton scale web=5 worker=0
+  baton scale web=auto     the number follows the load again`,
 		RunE: func(cmd *cobra.Command, args []string) error { return a.scale(cmd.Context(), args, detach) },
 	}
 	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "do not wait")
@@ -133,7 +136,8 @@ func (a *app) scaleCmd() *cobra.Command {
 }
 
 func (a *app) scale(ctx context.Context, args []string, detach bool) error {
-	want, err := parseScale(args)
+	const auto = "=auto"
+	want, err := parseScale(slices.DeleteFunc(slices.Clone(args), func(s string) bool { return strings.HasSuffix(s, auto) && s != auto }))
 	if err != nil {
 		return err
 	}
@@ -150,7 +154,12 @@ func (a *app) scale(ctx context.Context, args []string, detach bool) error {
 	var results []api.ServiceResult
 	for _, arg := range args {
 		name, _, _ := strings.Cut(arg, "=")
-		res, err := c.Scale(ctx, hint, name, want[name])
+		var res api.ServiceResult
+		if strings.HasSuffix(arg, auto) {
+			res, err = c.ScaleAuto(ctx, hint, name)
+		} else {
+			res, err = c.Scale(ctx, hint, name, want[name])
+		}
 		if err != nil {
 			return err
 		}

@@ -91,7 +91,7 @@ func (a *app) listServices(ctx context.Context, all bool) error {
 		if s.Address.IsValid() {
 			addr = s.Address.String()
 		}
-		t.add(name(s), string(s.Mode), fmt.Sprintf("%d/%d", s.Status.Ready, s.Status.Desired), s.Image, ports(s.Ports), serviceWord(s), addr, s.ID.Short())
+		t.add(name(s), string(s.Mode), api.Replicas(s.Status, s.Scale), s.Image, ports(s.Ports), serviceWord(s), addr, s.ID.Short())
 	}
 	return list(a, services, t, name)
 }
@@ -287,7 +287,7 @@ func (a *app) printStatus(st api.Status) error {
 		case !s.Status.Converged:
 			word = serviceLine(s)
 		}
-		t.add(s.Name, string(s.Mode), fmt.Sprintf("%d/%d", s.Status.Ready, s.Status.Desired), s.Image, ports(s.Ports), word)
+		t.add(s.Name, string(s.Mode), api.Replicas(s.Status, s.Scale), s.Image, ports(s.Ports), word)
 	}
 	err := list(a, st.Services, t, func(s api.ServiceState) string { return s.Name })
 	loads := serviceLoads(st)

@@ -76,6 +76,38 @@ func TestStackLife(t *testing.T) {
 	}
 }
 
+// A number set by hand stays until it is given back, over deployments too.
+func TestScaleByHandAndAuto(t *testing.T) {
+	c := newCluster(t, true)
+	settings, _ := c.store.Snapshot().Settings()
+	settings = cluster.Copy(settings)
+	settings.Level = cluster.LevelAutoscale
+	c.put(settings)
+	file := strings.Replace(webFile, "deploy:", "x-autoscale: { min: 1, max: 4, target: { rps: 50 } }\n    deploy:", 1)
+	write(t, "compose.yaml", file)
+	contains(t, c.want(api.ExitChanges, "plan"), "+ create service web", "from 1 to 4")
+	contains(t, c.want(0, "up", "-y"), "2/2 ready")
+	contains(t, c.want(0, "ls"), "2/2 (auto 1-4)")
+	contains(t, c.want(0, "scale", "web=5"), "5/5 ready")
+	contains(t, c.want(0, "ls"), "5/5 (by hand)")
+	contains(t, c.want(0, "why", "web"), "its number, 5, was set by hand", "baton scale web=auto")
+	write(t, "compose.yaml", strings.Replace(file, "rps: 50", "rps: 60", 1))
+	contains(t, c.want(api.ExitChanges, "plan"), "autoscale.target.rps: 50 → 60")
+	c.want(0, "up", "-y")
+	contains(t, c.want(0, "status"), "5/5 (by hand)")
+	contains(t, c.want(0, "scale", "web=auto"), "4/4 ready")
+	contains(t, c.want(0, "why", "web"), "its number follows its load, from 1 to 4", "service web follows its load again, from 1 to 4; it has 4 now")
+
+	write(t, "compose.yaml", webFile)
+	c.want(0, "up", "-y")
+	contains(t, c.want(0, "ls"), "2/2")
+	_, errOut, code := c.run("", "scale", "web=auto")
+	if code != api.ExitError {
+		t.Errorf("exit code %d, want %d", code, api.ExitError)
+	}
+	contains(t, errOut, "has no x-autoscale")
+}
+
 // A release that fails is rolled back as a whole, and up says so.
 func TestUpRolledBack(t *testing.T) {
 	c := newCluster(t, true)

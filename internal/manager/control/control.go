@@ -36,12 +36,14 @@ type Acks interface {
 	Acks() <-chan struct{}
 }
 
-// Config is what a controller is made of; all fields but Now are required.
+// Config is what a controller is made of; all fields but Sources and Now are required.
 type Config struct {
 	Store  *store.Store
 	Log    Log
 	Acks   Acks
 	Logger *slog.Logger
+	// Sources are what numbers of tasks follow.
+	Sources Sources
 	// Seed breaks the scheduler's ties.
 	Seed uint64
 	// Now is what planners are given; nil: time.Now.
@@ -94,6 +96,7 @@ func (c *Controller) Run(ctx context.Context) error {
 func (c *Controller) follow(ctx context.Context) error {
 	engine := NewEngine(nil, c.cfg.Seed)
 	engine.Balance()
+	engine.Autoscale(c.cfg.Sources)
 	cursor := c.cfg.Store.Changes(0, store.Filter{})
 	defer cursor.Close()
 	timer := time.NewTimer(0)
@@ -106,6 +109,7 @@ func (c *Controller) follow(ctx context.Context) error {
 		case <-cursor.Wait():
 		case <-c.cfg.Acks.Acks():
 			engine.MarkDraining()
+			engine.MarkWanted(c.cfg.Now())
 		case <-timer.C:
 		}
 		wait := idleMax

@@ -42,6 +42,7 @@ type Engine struct {
 	// members are the nodes by id, for the planners; nil once a node has changed since.
 	members map[cluster.ID]*cluster.Node
 	balance balance
+	scaler  scaler
 }
 
 // holding is the address that a task occupies.
@@ -52,8 +53,9 @@ type holding struct {
 
 // key names one thing that Next can look at: a node, a service, a stack, or the events as a whole.
 type key struct {
-	kind cluster.Kind
-	id   cluster.ID
+	kind  cluster.Kind
+	id    cluster.ID
+	scale bool // of a service: its number, by its load
 }
 
 // Decision is one transaction with what to undo when it is refused.
@@ -92,6 +94,7 @@ func (e *Engine) reset() {
 	e.held, e.draining = make(map[cluster.ID]holding), make(map[cluster.ID]cluster.ID)
 	e.agenda, e.members = newAgenda(), nil
 	e.refused = make(map[key]int)
+	e.scaler.services, e.scaler.resting = make(map[cluster.ID]*scaling), make(map[cluster.ID]bool)
 	e.balance = balance{on: e.balance.on, moved: make(map[cluster.ID]bool)}
 }
 
@@ -177,6 +180,7 @@ func (e *Engine) changed(o cluster.Object) error {
 			_ = e.services.Take(o.Address)
 		}
 		e.mark(cluster.KindService, o.ID)
+		e.markScale(o)
 		e.markBalance()
 		e.mark(cluster.KindStack, o.Stack)
 		e.markStackServices(o.Stack) // their depends_on conditions look at it
@@ -237,11 +241,12 @@ func (e *Engine) deleted(r store.Ref) {
 			e.mark(cluster.KindStack, s.Stack)
 			e.markStackServices(s.Stack)
 		}
-		e.agenda.drop(key{cluster.KindService, r.ID})
+		e.agenda.drop(key{kind: cluster.KindService, id: r.ID})
+		e.forgetScale(r.ID)
 	}
 }
 
-func (e *Engine) mark(k cluster.Kind, id cluster.ID) { e.agenda.mark(key{k, id}) }
+func (e *Engine) mark(k cluster.Kind, id cluster.ID) { e.agenda.mark(key{kind: k, id: id}) }
 
 func (e *Engine) markStackServices(stack cluster.ID) {
 	for s := range e.snap.ServicesByStack(stack) {
@@ -342,6 +347,9 @@ func (e *Engine) Next(now time.Time, acked cluster.Version) (Decision, bool, err
 }
 
 func (e *Engine) decide(k key, now time.Time, acked cluster.Version) (Decision, error) {
+	if k.scale {
+		return e.decideScale(k.id, now)
+	}
 	switch k.kind {
 	case cluster.KindNode:
 		return e.decideNode(k.id)

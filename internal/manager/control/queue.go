@@ -13,7 +13,15 @@ import (
 var ranks = [...]cluster.Kind{cluster.KindNode, cluster.KindVolume, cluster.KindService, cluster.KindStack, cluster.KindSettings, cluster.KindEvent}
 
 func (k key) compare(o key) int {
-	return cmp.Or(cmp.Compare(slices.Index(ranks[:], k.kind), slices.Index(ranks[:], o.kind)), slices.Compare(k.id[:], o.id[:]))
+	return cmp.Or(cmp.Compare(slices.Index(ranks[:], k.kind), slices.Index(ranks[:], o.kind)), slices.Compare(k.id[:], o.id[:]), cmp.Compare(rank(k.scale), rank(o.scale)))
+}
+
+// rank puts a service's number before its tasks.
+func rank(scale bool) int {
+	if scale {
+		return 0
+	}
+	return 1
 }
 
 // agenda is what must be looked at: now, and at a time. Both are heaps, for one change of a node can mark every service of

@@ -19,7 +19,7 @@ func TestAgendaIsASortedSet(t *testing.T) {
 		dirty, wakes := make(map[key]bool), make(map[key]time.Time)
 		begin := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 		drawKey := func() key {
-			return key{rapid.SampledFrom(ranks[:]).Draw(t, "kind"), cluster.ID{15: rapid.ByteRange(0, 3).Draw(t, "id")}}
+			return key{rapid.SampledFrom(ranks[:]).Draw(t, "kind"), cluster.ID{15: rapid.ByteRange(0, 3).Draw(t, "id")}, rapid.Bool().Draw(t, "scale")}
 		}
 		moment := func() time.Time { return begin.Add(time.Duration(rapid.IntRange(0, 5).Draw(t, "at")) * time.Second) }
 		first := func() (best key, ok bool) {

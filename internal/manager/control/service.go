@@ -135,6 +135,9 @@ func (e *Engine) blocked(svc *cluster.Service, rev *cluster.Revision) string {
 
 // met reports whether a service has come as far as a condition asks, with tasks of its wanted revision.
 func (e *Engine) met(s *cluster.Service, c spec.DependencyCondition) bool {
+	if rev, ok := store.Get[*cluster.Revision](e.snap, s.Revision); ok && s.Replicas == 0 && !s.Scaled && rev.Spec.Autoscale.Rests() && c != spec.DependCompleted {
+		return true // it rests, and is there for whoever wants it
+	}
 	switch c {
 	case spec.DependHealthy:
 		return s.Status.Desired > 0 && s.Status.Updated >= s.Status.Desired

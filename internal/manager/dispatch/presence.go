@@ -85,7 +85,8 @@ func (d *Dispatcher) present() ([]Presence, map[*Session]uint64) {
 	for _, s := range sessions {
 		acked := s.ackedVersion()
 		s.mu.Lock()
-		p := Presence{Node: s.node, Session: s.number, Acked: acked, Silent: now.Sub(s.heard)}
+		p := Presence{Node: s.node, Session: s.number, Acked: acked, Silent: now.Sub(s.heard), Wanted: s.wanted}
+		s.wanted = nil
 		beats[s] = s.beat
 		s.mu.Unlock()
 		list = append(list, p)

@@ -1,6 +1,7 @@
 package dispatch
 
 import (
+	"maps"
 	"math"
 	"sync"
 	"time"
@@ -15,6 +16,8 @@ type Presence struct {
 	Acked   cluster.Version `json:"acked"`   // what the node's load balancers follow
 	// Silent is how long ago the agent was heard last.
 	Silent time.Duration `json:"silent"`
+	// Wanted are the services that the node said are wanted, since the last time.
+	Wanted []cluster.ID `json:"wanted,omitempty"`
 }
 
 // ConnectedMax is how long an agent may be silent and still count as connected: its acknowledgements are waited for.
@@ -32,7 +35,15 @@ type Roster struct {
 	nodes map[cluster.ID]*attendance
 	low   cluster.Version
 	acks  chan struct{}
+	// wanted is when a node last said that a service is used or wanted.
+	wanted map[cluster.ID]time.Time
 }
+
+// wantedMax bounds the services of which it is remembered that they were wanted; beyond, those that have not been for wantedAge are forgotten.
+const (
+	wantedMax = 4096
+	wantedAge = 25 * time.Hour // more than the longest time after which a service may rest
+)
 
 // attendance is what is known of one node's session.
 type attendance struct {
@@ -44,7 +55,7 @@ type attendance struct {
 
 // NewRoster makes an empty roster.
 func NewRoster(now func() time.Time) *Roster {
-	return &Roster{now: now, since: now(), nodes: make(map[cluster.ID]*attendance), acks: make(chan struct{}, 1)}
+	return &Roster{now: now, since: now(), nodes: make(map[cluster.ID]*attendance), acks: make(chan struct{}, 1), wanted: make(map[cluster.ID]time.Time)}
 }
 
 // Begin empties the roster for a new term.
@@ -52,6 +63,7 @@ func (r *Roster) Begin() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	clear(r.nodes)
+	clear(r.wanted)
 	r.since, r.low = r.now(), 0
 }
 
@@ -63,6 +75,7 @@ func (r *Roster) Hear(manager string, list []Presence) {
 	defer r.mu.Unlock()
 	now := r.now()
 	for _, p := range list {
+		r.want(p.Wanted, now)
 		a, heard := r.nodes[p.Node], now.Add(-p.Silent)
 		switch {
 		case a == nil:
@@ -105,7 +118,27 @@ func (r *Roster) lowest(now time.Time) cluster.Version {
 	return low
 }
 
-// Acks gives a token when Acked may have changed.
+// want notes that services are wanted.
+func (r *Roster) want(services []cluster.ID, now time.Time) {
+	for _, id := range services {
+		r.wanted[id] = now
+	}
+	if len(r.wanted) > wantedMax {
+		maps.DeleteFunc(r.wanted, func(_ cluster.ID, at time.Time) bool { return now.Sub(at) > wantedAge })
+	}
+	if len(services) > 0 {
+		notify(r.acks)
+	}
+}
+
+// Wanted is when a node last said that a service is used or wanted, zero for never, and since when this roster would know.
+func (r *Roster) Wanted(service cluster.ID) (last, since time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.wanted[service], r.since
+}
+
+// Acks gives a token when Acked or Wanted may have changed.
 func (r *Roster) Acks() <-chan struct{} { return r.acks }
 
 // Heard is when the node was heard last, or when this roster began; known is false when it was not heard since.

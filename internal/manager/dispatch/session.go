@@ -2,6 +2,7 @@ package dispatch
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,8 +39,9 @@ type Session struct {
 	// seen is the newest version looked at for this node; posted the newest that was put in the mailbox; applied what the
 	// agent acknowledged.
 	seen, posted, applied cluster.Version
-	heard                 time.Time // when the agent was heard last
-	beat, confirmed       uint64    // newest heartbeat, and newest that the leader knows of
+	heard                 time.Time    // when the agent was heard last
+	wanted                []cluster.ID // services that the leader is to hear are wanted
+	beat, confirmed       uint64       // newest heartbeat, and newest that the leader knows of
 }
 
 // sentTask is what makes a new assignment necessary when it changes.
@@ -106,13 +108,16 @@ func (s *Session) Send(ctx context.Context, r agentapi.Report) error {
 	grown := r.Applied > s.applied
 	s.applied = max(s.applied, r.Applied)
 	s.heard = s.dispatcher.cfg.Now()
+	if list := slices.Concat(s.wanted, r.Wanted); len(r.Wanted) > 0 && len(list) <= wantedMax {
+		s.wanted = list
+	}
 	if r.Beat > s.beat {
 		s.beat = r.Beat
 		s.answer(func(u *agentapi.Update) { u.Echo = r.Beat })
 	}
 	s.mu.Unlock()
-	if grown {
-		s.dispatcher.acked()
+	if grown || len(r.Wanted) > 0 {
+		s.dispatcher.acked() // the leader is to hear of it now
 	}
 	if r.Measures != nil && s.dispatcher.cfg.Measured != nil {
 		s.dispatcher.cfg.Measured(s.node, *r.Measures)

@@ -128,7 +128,7 @@ func (v *view) serviceChanged(s *cluster.Service) {
 		i := slices.IndexFunc(v.state.Services, func(o agentapi.Service) bool { return o.ID == s.ID })
 		if rev, ok := store.Get[*cluster.Revision](v.snap, s.Revision); ok && i >= 0 {
 			now, was := v.service(s, rev), v.state.Services[i]
-			if now.Address == was.Address && slices.Equal(now.Ports, was.Ports) && slices.Equal(now.Ingress, was.Ingress) &&
+			if now.Address == was.Address && now.Holds == was.Holds && now.HoldWait == was.HoldWait && now.HoldRequests == was.HoldRequests && slices.Equal(now.Ports, was.Ports) && slices.Equal(now.Ingress, was.Ingress) &&
 				maps.EqualFunc(now.Networks, was.Networks, slices.Equal) {
 				return
 			}
@@ -382,6 +382,9 @@ func (v *view) heard(list []agentapi.Endpoint) []agentapi.Endpoint {
 // service is what nodes must know of a service, without its endpoints.
 func (v *view) service(s *cluster.Service, rev *cluster.Revision) agentapi.Service {
 	out := agentapi.Service{ID: s.ID, Name: s.Name, Stack: s.StackName, Networks: make(map[cluster.ID][]string, len(rev.Networks)), Ingress: rev.Spec.Ingress}
+	if a := rev.Spec.Autoscale; a.Rests() && !s.Scaled {
+		out.Holds, out.HoldWait, out.HoldRequests = true, a.Hold.Wait, a.Hold.Requests
+	}
 	if rev.Spec.EndpointMode != spec.EndpointDNSRR {
 		out.Address = s.Address
 	}

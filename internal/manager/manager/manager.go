@@ -37,7 +37,7 @@ import (
 	"baton/internal/wire/transport"
 )
 
-// Config is what a manager is made of; all fields but Hosts, Managers, Join, UnlockKey, ServeImages, Patience, Now
+// Config is what a manager is made of; all fields but Hosts, Managers, Join, UnlockKey, ServeImages, Patience, Measures, Now
 // and DiskFault are required.
 type Config struct {
 	Dir         string // state, keys and log
@@ -66,7 +66,9 @@ type Config struct {
 	// ServeImages gives this node's images to the nodes that connect to l, until ctx ends; nil: nobody gets any.
 	ServeImages func(ctx context.Context, l net.Listener) error
 	Patience    control.Patience
-	Logger      *slog.Logger
+	// Measures is what autoscaling follows; nil: nothing is measured, and numbers are held.
+	Measures control.Measures
+	Logger   *slog.Logger
 	// Now is what planners take for the time, DiskFault what befalls writes of the log; both are for simulations, and nil else.
 	Now       func() time.Time
 	DiskFault func() error
@@ -94,6 +96,7 @@ type Manager struct {
 	leads      atomic.Bool
 	dispatcher *dispatch.Dispatcher
 	controller *control.Controller
+	queries    *control.Queries
 	api        *server.Server
 	local      *http.Server // of the local socket
 	caught     chan struct{}
@@ -141,7 +144,15 @@ func Open(ctx context.Context, cfg Config) (_ *Manager, err error) {
 	}
 	m.newLoad()
 	m.dispatcher = dispatch.New(dispatch.Config{Store: m.store, Log: m.log, Opener: m.sealer, Logger: cfg.Logger, Now: time.Now, Attendant: m, Measured: m.measured})
-	m.controller = control.New(control.Config{Store: m.store, Log: m.raft, Acks: m.roster, Logger: cfg.Logger, Seed: seed(cfg.NodeID), Now: cfg.Now})
+	m.queries = control.NewQueries(m.store, cfg.Logger)
+	measures := cfg.Measures
+	if measures == nil {
+		measures = loads{m.load.keeper}
+	}
+	m.controller = control.New(control.Config{
+		Store: m.store, Log: m.raft, Acks: m.roster, Logger: cfg.Logger, Seed: seed(cfg.NodeID), Now: cfg.Now,
+		Sources: control.Sources{Measures: measures, Wants: m.roster, Answers: m.queries},
+	})
 	m.api = server.New(server.Config{
 		Log: m.log, Store: m.store, Nodes: m.nodes, Self: cfg.NodeID, Sealer: m.sealer, Keeper: m.keeper, Members: m.membersNow, Backup: m.backup,
 		Raft: m.raft.Status, Measures: m.load.keeper,
@@ -321,6 +332,7 @@ func (m *Manager) begin(ctx context.Context, term consensus.Term) (stop func()) 
 		control.Liveness{Store: m.store, Log: m.raft, Attendance: m.roster, Patience: m.cfg.Patience, Logger: m.cfg.Logger}.Run(ctx)
 	})
 	loops.Go(func() { m.follow(ctx) })
+	loops.Go(func() { m.queries.Run(ctx) })
 	return func() {
 		m.leads.Store(false)
 		cancel()

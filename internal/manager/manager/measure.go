@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"baton/internal/manager/control"
 	"baton/internal/manager/measure"
 	"baton/internal/manager/store"
 	"baton/internal/model/cluster"
@@ -78,6 +79,22 @@ func (m *Manager) newLoad() {
 			return out
 		},
 	})
+}
+
+// loads tells the autoscaler of the load, as far back as it is known in full.
+type loads struct{ keeper *measure.Keeper }
+
+// Window implements control.Measures.
+func (k loads) Window(service cluster.ID, from, to time.Time) control.Load {
+	l := k.keeper.Window(service, from.Add(-measure.Lag), to.Add(-measure.Lag))
+	out := control.Load{
+		Span: l.To.Sub(l.From), Counts: int(l.Samples), Weights: l.Tasks, Requests: float64(l.Requests), InFlight: l.InFlight,
+		CPUUsed: l.CPUTask, Memory: float64(l.Memory), Missing: l.Missing,
+	}
+	if l.Requests > 0 {
+		out.P95 = l.Quantile(0.95)
+	}
+	return out
 }
 
 // Measures is what this manager knows of the cluster's load.

@@ -214,6 +214,9 @@ func levels(snap store.Snapshot, want *spec.Stack) error {
 		if len(v.Ingress) > 0 && have < cluster.LevelIngress {
 			return needs(cluster.LevelIngress, "services."+v.Name+".x-ingress")
 		}
+		if v.Autoscale != nil && have < cluster.LevelAutoscale {
+			return needs(cluster.LevelAutoscale, "services."+v.Name+".x-autoscale")
+		}
 	}
 	return nil
 }

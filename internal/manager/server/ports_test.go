@@ -104,6 +104,27 @@ func TestIngressConflicts(t *testing.T) {
 	}
 }
 
+// A manager of an older version would forget who owns the number.
+func TestAutoscaleNeedsItsLevel(t *testing.T) {
+	for level, ok := range map[cluster.Level]bool{cluster.LevelIngress: false, cluster.LevelAutoscale: true} {
+		h := newHarness(t)
+		var txn store.Txn
+		txn.Put(&cluster.Settings{
+			Meta: cluster.Meta{ID: cluster.SettingsID}, TaskPool: netip.MustParsePrefix("10.210.0.0/16"),
+			ServicePool: netip.MustParsePrefix("10.211.0.0/16"), Level: level,
+		})
+		if _, err := h.log.Propose(t.Context(), txn); err != nil {
+			t.Fatal(err)
+		}
+		s := stack("shop")
+		s.Services[0].Autoscale = &spec.Autoscale{Min: 1, Max: 2, Target: spec.ScaleTarget{RPS: 1}}
+		_, err := h.srv.up(t.Context(), api.UpRequest{Stack: s})
+		if ok != (err == nil) || err != nil && !strings.Contains(err.Error(), "services.web.x-autoscale needs feature level 4") {
+			t.Errorf("at level %d: got %v", level, err)
+		}
+	}
+}
+
 // Nodes of an older version would not serve the rules.
 func TestIngressNeedsItsLevel(t *testing.T) {
 	for _, tc := range []struct {

@@ -63,6 +63,20 @@ func (r reader) service(svc *cluster.Service) api.Service {
 	}
 	if rev := r.revision(svc.Revision); rev != nil {
 		out.Mode, out.Image, out.Revision, out.Ports = rev.Spec.Mode, rev.Spec.Image, rev.Number, rev.Spec.Ports
+		out.Scale = scaleOf(svc, rev)
+	}
+	return out
+}
+
+// scaleOf says who owns the number of tasks; nil when nothing but a user could.
+func scaleOf(svc *cluster.Service, rev *cluster.Revision) *api.Scale {
+	a := rev.Spec.Autoscale
+	if a == nil {
+		return nil
+	}
+	out := &api.Scale{Owner: api.OwnerAuto, Min: a.Min, Max: a.Max}
+	if svc.Scaled {
+		out.Owner = api.OwnerUser
 	}
 	return out
 }
@@ -216,6 +230,7 @@ func (r reader) serviceState(svc *cluster.Service) api.ServiceState {
 	}
 	if rev := r.revision(svc.Revision); rev != nil {
 		s.Mode, s.Image, s.Ports = rev.Spec.Mode, rev.Spec.Image, rev.Spec.Ports
+		s.Scale = scaleOf(svc, rev)
 	}
 	if s.Reason == "" && began && svc.Rollout.State != cluster.RolloutCompleted {
 		s.Reason = svc.Rollout.Reason

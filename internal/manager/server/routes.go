@@ -128,6 +128,9 @@ func (s *Server) serviceRoutes() {
 	}
 	handle(s, operation{method: http.MethodPost, path: "/v1/services/{target}/scale", id: "scale", summary: "Set the number of tasks", tag: "services"},
 		func(ctx context.Context, in *scaleIn) (api.ServiceResult, error) {
+			if in.Body.Auto {
+				return s.scaleAuto(ctx, in.Stack, in.Target)
+			}
 			return s.scale(ctx, in.Stack, in.Target, in.Body.Replicas)
 		})
 	handle(s, operation{method: http.MethodPost, path: "/v1/services/{target}/restart", id: "restart", summary: "Replace all tasks, as an update would", tag: "services"},

@@ -127,13 +127,35 @@ func (s *Server) scale(ctx context.Context, stack, name string, replicas int) (a
 			return "", "", api.Errorf(api.CodeRefused, "service %s writes to volume %s, which one task at a time may use: it cannot have %d", c.Name, vol, replicas).
 				WithMend("set `x-storage: {access: shared}` on the volume if the program can share it")
 		}
-		if c.Replicas == replicas {
+		auto := rev != nil && rev.Spec.Autoscale != nil && !c.Scaled
+		if c.Replicas == replicas && !auto {
 			return "", "", nil
 		}
 		old := c.Replicas
+		message := fmt.Sprintf("service %s was scaled from %d to %d", c.Name, old, replicas)
+		if auto {
+			message += " by hand; it no longer follows its load, until `baton scale " + c.Name + "=auto`"
+		}
 		c.Replicas, c.Scaled = replicas, true
-		c.Status.Converged = false
-		return "service.scaled", fmt.Sprintf("service %s was scaled from %d to %d", c.Name, old, replicas), nil
+		c.Status.Converged = c.Status.Converged && old == replicas
+		return "service.scaled", message, nil
+	})
+}
+
+// scaleAuto gives the number of tasks back to the load.
+func (s *Server) scaleAuto(ctx context.Context, stack, name string) (api.ServiceResult, error) {
+	return s.change(ctx, stack, name, func(snap store.Snapshot, c *cluster.Service, _ time.Time) (string, string, error) {
+		rev := reader{snap}.revision(c.Revision)
+		if rev == nil || rev.Spec.Autoscale == nil {
+			return "", "", api.Errorf(api.CodeInvalid, "service %s has no x-autoscale to scale it by", c.Name).WithMend("add x-autoscale to the file and deploy it, or give a number")
+		}
+		if !c.Scaled {
+			return "", "", nil
+		}
+		a, old := rev.Spec.Autoscale, c.Replicas
+		c.Replicas, c.Scaled = a.Clamp(old), false
+		c.Status.Converged = c.Status.Converged && old == c.Replicas
+		return "service.scaled", fmt.Sprintf("service %s follows its load again, from %d to %d; it has %d now", c.Name, a.Min, a.Max, c.Replicas), nil
 	})
 }
 

@@ -114,6 +114,7 @@ func (x *explainer) whyService(svc *cluster.Service, depth int) string {
 		summary = fmt.Sprintf("service %s is being removed: %s left", svc.Name, count(st.Running, "task"))
 	}
 	x.add(api.Reason{Depth: depth, Kind: "service", Subject: svc.Name, State: serviceWord(svc), Text: summary, Bad: !st.Converged, ID: svc.ID})
+	x.whyScale(svc, depth+1)
 	if st.Waiting != "" {
 		x.add(api.Reason{Depth: depth + 1, Kind: "service", Subject: svc.Name, State: "waiting", Text: "it waits: " + st.Waiting, Bad: true, ID: svc.ID})
 	}
@@ -130,6 +131,23 @@ func (x *explainer) whyService(svc *cluster.Service, depth int) string {
 	x.serviceTasks(svc, depth+1)
 	x.events(svc.ID, depth+1, whyEventsMax)
 	return summary
+}
+
+// whyScale tells who owns the number of tasks. The steps themselves are events.
+func (x *explainer) whyScale(svc *cluster.Service, depth int) {
+	rev := x.revision(svc.Revision)
+	if rev == nil || rev.Spec.Autoscale == nil {
+		return
+	}
+	a := rev.Spec.Autoscale
+	state, text := api.OwnerAuto, fmt.Sprintf("its number follows its load, from %d to %d", a.Min, a.Max)
+	switch {
+	case svc.Scaled:
+		state, text = api.OwnerUser, fmt.Sprintf("its number, %d, was set by hand; `baton scale %s=auto` lets it follow its load again, from %d to %d", svc.Replicas, svc.Name, a.Min, a.Max)
+	case svc.Replicas == 0:
+		text += "; it rests, and the first request or connection starts a task"
+	}
+	x.add(api.Reason{Depth: depth, Kind: "scale", Subject: svc.Name, State: state, Text: text, At: laterOf(svc.Scaling.UpAt, svc.Scaling.DownAt), ID: svc.ID})
 }
 
 func serviceWord(svc *cluster.Service) string {

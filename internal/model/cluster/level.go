@@ -24,10 +24,12 @@ const (
 	LevelLeases Level = 2
 	// LevelIngress has services with ingress rules, and an edge on every node that serves them.
 	LevelIngress Level = 3
+	// LevelAutoscale has services whose number of tasks follows their load, and edges that hold requests for one that rests.
+	LevelAutoscale Level = 4
 )
 
 // levelNewest is the highest level that this version knows.
-const levelNewest = LevelIngress
+const levelNewest = LevelAutoscale
 
 // levelText is another number for levelNewest, for builds that stand for a neighbouring version in tests. The linker sets it.
 var levelText string

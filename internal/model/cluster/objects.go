@@ -189,14 +189,22 @@ type Service struct {
 	LastNumber int    `json:"lastNumber"` // of the newest revision
 	// Replicas is the wanted number of a replicated service; scaling sets it without a new revision.
 	Replicas int `json:"replicas"`
-	// Scaled is true when the number was set by hand and the file's does not apply until it changes.
-	Scaled   bool       `json:"scaled,omitempty"`
+	// Scaled is true when the number was set by hand: the file's does not apply until it changes, and autoscaling not until it is told to.
+	Scaled bool `json:"scaled,omitempty"`
+	// Scaling is what autoscaling did last.
+	Scaling  Scaling    `json:"scaling,omitzero"`
 	Address  netip.Addr `json:"address,omitzero"` // service address
 	Removing bool       `json:"removing,omitempty"`
 	// RestartAt is when a rolling restart was last asked for: tasks made before it are replaced.
 	RestartAt time.Time     `json:"restartAt,omitzero"`
 	Rollout   Rollout       `json:"rollout,omitzero"`
 	Status    ServiceStatus `json:"status,omitzero"`
+}
+
+// Scaling is when a service's number of tasks was last changed by its load.
+type Scaling struct {
+	UpAt   time.Time `json:"upAt,omitzero"`
+	DownAt time.Time `json:"downAt,omitzero"`
 }
 
 // ServiceStatus is the planners' summary of a service.

@@ -43,6 +43,7 @@ func (c *converter) service() spec.Service {
 	c.deploy()
 	c.resources()
 	c.rollout()
+	c.autoscale()
 	c.placement()
 	c.dependencies()
 	c.logging()

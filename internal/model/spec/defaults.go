@@ -114,7 +114,7 @@ func (v *Service) mounts(volume string) (mounted, writable bool) {
 
 // oneTask reports whether the service never wants two tasks. One that is scaled to zero counts: it comes back as one.
 func (v *Service) oneTask() bool {
-	return (v.Mode == Replicated || v.Mode == "") && v.Replicas <= 1
+	return (v.Mode == Replicated || v.Mode == "") && v.Replicas <= 1 && (v.Autoscale == nil || v.Autoscale.Max <= 1)
 }
 
 // exclusive reports whether the service's old and new task may not run at the same time, and why.
@@ -151,6 +151,7 @@ func (v *Service) setDefaults(s *Stack) {
 		setDefault(&v.Ports[i].Mode, PortIngress)
 	}
 	v.setIngressDefaults()
+	v.setAutoscaleDefaults()
 	for i := range v.Secrets {
 		v.Secrets[i].setDefaults("/run/secrets/")
 	}

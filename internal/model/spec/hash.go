@@ -23,16 +23,18 @@ func Hash(s *Service) string {
 	c.Update, c.Rollback = UpdatePolicy{}, UpdatePolicy{}
 	c.DependsOn = nil
 	c.Ingress = nil
+	c.Autoscale = nil
 	return digest(&c)
 }
 
-// HashPolicy identifies the rest of a service: its labels, its update and rollback policies, its dependencies and its ingress
-// rules. When only this hash differs the new values hold from now on, and no task is replaced. The default Order and Parallelism follow from the
+// HashPolicy identifies the rest of a service: its labels, its update and rollback policies, its dependencies, its ingress
+// rules and its autoscaling. When only this hash differs the new values hold from now on, and no task is replaced. The default Order and Parallelism follow from the
 // number of replicas, so scaling may change it.
 func HashPolicy(s *Service) string {
 	return digest(&Service{
 		Name: s.Name, Labels: s.Labels,
 		Update: s.Update, Rollback: s.Rollback, DependsOn: s.DependsOn, Ingress: s.Ingress,
+		Autoscale: s.Autoscale,
 	})
 }
 

@@ -277,6 +277,7 @@ func TestHash(t *testing.T) {
 		{"labels", func(v *Service) { v.Labels = map[string]string{"a": "b"} }, false, true},
 		{"update", func(v *Service) { v.Update.Monitor = 1 }, false, true},
 		{"ingress", func(v *Service) { v.Ingress = []Ingress{{Port: 1}} }, false, true},
+		{"autoscale", func(v *Service) { v.Autoscale = &Autoscale{Max: 3} }, false, true},
 		{"dependency", func(v *Service) { v.DependsOn = []Dependency{{Service: "db"}} }, false, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -100,6 +100,8 @@ type Service struct {
 
 	// Replicas is the wanted number of tasks of a replicated service.
 	Replicas int `json:"replicas"`
+	// Autoscale, when set, owns the number; Replicas is what a new service begins with.
+	Autoscale *Autoscale `json:"autoscale,omitempty"`
 
 	Container Container    `json:"container"`
 	Probes    Probes       `json:"probes,omitzero"`

@@ -46,6 +46,7 @@ func (c *checker) service(v *Service) {
 	c.networks(at, v)
 	c.ports(at, v)
 	c.ingress(at, v)
+	c.autoscale(at, v)
 	c.mounts(at, v)
 	c.files(at, v)
 	c.resources(at+"resources.", v.Resources)
@@ -167,7 +168,7 @@ func (c *checker) volumeMount(mp string, v *Service, m Mount) {
 		c.undefined(mp+"source", "volume", m.Source, names(c.stack.Volumes, func(o Volume) string { return o.Name }))
 		return
 	}
-	if c.stack.Volumes[i].SingleWriter && (v.Mode == Global || v.Replicas > 1) {
+	if c.stack.Volumes[i].SingleWriter && (v.Mode == Global || v.Replicas > 1 || v.Autoscale != nil && v.Autoscale.Max > 1) {
 		c.add(mp+"source", fmt.Sprintf("volume %s has one writer at a time, and the service runs several tasks", m.Source),
 			"use one replica, or say x-storage: {access: shared} if the program can share its files")
 	}

@@ -94,6 +94,10 @@ func New(cfg Config) *Agent {
 	return a
 }
 
+// Want tells the managers that somebody uses or wants a service that may rest. It may be called from any goroutine, before Run too, and
+// never blocks.
+func (a *Agent) Want(service cluster.ID) { a.loop.Outbox().want(service) }
+
 // Run works until ctx ends. Containers go on running; what is under way is broken off and found again by the next agent.
 func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"maps"
 	"reflect"
 	"slices"
 	"sync"
@@ -26,6 +27,7 @@ type Outbox struct {
 	last     *agentapi.PreparedImages // reported last, for a new session
 	desc     *cluster.NodeDescription
 	lastDesc cluster.NodeDescription
+	wanted   map[cluster.ID]bool // services that somebody wants
 	applied  cluster.Version
 	sent     cluster.Version
 	ready    chan struct{}
@@ -39,6 +41,7 @@ type stand struct {
 
 func newOutbox() *Outbox {
 	return &Outbox{
+		wanted: make(map[cluster.ID]bool),
 		stands: make(map[cluster.ID]*stand),
 		known:  make(map[cluster.ID]cluster.Status),
 		tasks:  make(map[cluster.ID]cluster.Status),
@@ -140,6 +143,18 @@ func (o *Outbox) Resend() {
 	})
 }
 
+// want notes that somebody wants a service. It is not kept for a later session: whoever wants it still says so again.
+func (o *Outbox) want(service cluster.ID) {
+	o.change(func() {
+		if len(o.wanted) < wantedMax {
+			o.wanted[service] = true
+		}
+	})
+}
+
+// wantedMax bounds the services of one report that are wanted.
+const wantedMax = 1000
+
 // forget drops what is known of a task.
 func (o *Outbox) forget(id cluster.ID) {
 	o.change(func() { delete(o.known, id) })
@@ -180,8 +195,10 @@ func (o *Outbox) Collect() (agentapi.Report, bool) {
 	}
 	slices.SortFunc(r.Tasks, func(a, b cluster.Status) int { return slices.Compare(a.Task[:], b.Task[:]) })
 	slices.SortFunc(r.StandIns, func(a, b agentapi.StandIn) int { return slices.Compare(a.For.Task[:], b.For.Task[:]) })
-	empty := r.Empty() && o.sent == o.applied
+	r.Wanted = slices.SortedFunc(maps.Keys(o.wanted), func(a, b cluster.ID) int { return slices.Compare(a[:], b[:]) })
+	empty := r.Empty() && o.sent == o.applied && len(r.Wanted) == 0
 	clear(o.tasks)
+	clear(o.wanted)
 	o.volumes, o.notes, o.desc, o.images, o.sent = nil, nil, nil, nil, o.applied
 	return r, !empty
 }

@@ -1,7 +1,7 @@
 // Package edge serves a node's L7 ingress: HTTP requests go by host and path to a ready task of a service, wherever it runs.
 //
-// It owns the routing table, the connections to the tasks, how many requests each task has in flight, and what came of all
-// requests (Measures). The table follows
+// It owns the routing table, the connections to the tasks, how many requests each task has in flight, what came of all requests
+// (Measures), and the requests that wait for the first task of a service that rests (hold.go). The table follows
 // the same network state as the node's other load balancers and is replaced as a whole, so a request is routed by one state.
 // The edge listens only while there are rules.
 //
@@ -39,7 +39,9 @@ type Config struct {
 	// ConnectionsMax and RequestsMax bound the clients' connections and the requests under way, so that the edge never takes all
 	// the files that the node's process may open. Further connections wait, further requests get 503. Zero: 8192 and 16384.
 	ConnectionsMax, RequestsMax int
-	Log                         *slog.Logger
+	// Wake is told, about once a second, of each service with Holds for which requests wait or are under way; may be nil. It must not block.
+	Wake func(service cluster.ID)
+	Log  *slog.Logger
 }
 
 // The default limits of an edge. A request takes one more connection, to its task.
@@ -55,6 +57,7 @@ type Edge struct {
 	proxy    *httputil.ReverseProxy
 	sampler  sampler
 	counters counters
+	held     holder
 	changed  chan struct{} // the table was replaced
 
 	mu       sync.Mutex // of Apply, and of backends
@@ -71,6 +74,7 @@ func New(cfg Config) *Edge {
 	}
 	e := &Edge{cfg: cfg, changed: make(chan struct{}, 1), backends: make(map[netip.AddrPort]*backend)}
 	e.counters.of = make(map[series]*counter)
+	e.held = newHolder(cfg.Wake)
 	e.table.Store(newTable(nil, nil))
 	e.proxy = e.newProxy()
 	return e
@@ -90,6 +94,7 @@ func (e *Edge) Apply(s agentapi.NetworkState) {
 		}
 	}
 	e.table.Store(next)
+	e.held.look()
 	// After the table: a request that finds its endpoint gone must find a newer table than the one it came from.
 	for address, b := range e.backends {
 		if used[address] {

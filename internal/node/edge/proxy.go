@@ -88,8 +88,11 @@ func (e *Edge) RoundTrip(req *http.Request) (*http.Response, error) {
 	x.err = errNoEndpoint
 	var tried []*backend
 	for range attemptsMax {
-		b := e.acquire(req.Host, req.URL.Path, tried)
-		if b == nil {
+		b, err := e.await(req, tried)
+		if err != nil {
+			if len(tried) == 0 { // else what the last one tried said is more
+				x.err = err
+			}
 			break
 		}
 		x.backend = b
@@ -191,6 +194,12 @@ func answerError(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
 	case r.Context().Err() != nil:
 		panic(http.ErrAbortHandler) // the client has gone, or the edge stops: there is nobody to answer
+	case errors.Is(err, errHeldFull):
+		w.Header().Set("Retry-After", "1")
+		http.Error(w, "the service is starting, and too many requests wait for it already", http.StatusServiceUnavailable)
+	case errors.Is(err, errHeldLong):
+		w.Header().Set("Retry-After", "5")
+		http.Error(w, "the service was started for this request, and was not ready in time", http.StatusServiceUnavailable)
 	case errors.Is(err, errNoEndpoint):
 		w.Header().Set("Retry-After", "1")
 		http.Error(w, "no task of the service is ready", http.StatusServiceUnavailable)

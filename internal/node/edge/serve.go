@@ -32,6 +32,7 @@ const (
 func (e *Edge) Run(ctx context.Context) {
 	var serving sync.WaitGroup
 	defer serving.Wait()
+	serving.Go(func() { e.pulse(ctx) })
 	var ended chan error // of what listens now; nil: nothing does
 	stop := func() {}
 	wait, tries := time.Duration(0), 0

@@ -2,6 +2,8 @@ package edge
 
 import (
 	"cmp"
+	"iter"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -19,6 +21,7 @@ type route struct {
 	path     string
 	service  string   // stack/service, for the log
 	counter  *counter // of the requests that no task has
+	hold     *hold    // nil: a request that finds no endpoint is refused
 	backends []*backend
 }
 
@@ -49,7 +52,7 @@ func newTable(services []agentapi.Service, from sources) *table {
 	slices.SortFunc(ruled, func(a, b *agentapi.Service) int { return slices.Compare(a.ID[:], b.ID[:]) })
 	for _, s := range ruled {
 		for _, g := range s.Ingress {
-			r := &route{path: g.Path, service: s.Stack + "/" + s.Name, counter: from.counter(s.ID)}
+			r := &route{path: g.Path, service: s.Stack + "/" + s.Name, counter: from.counter(s.ID), hold: newHold(s)}
 			for _, p := range s.Endpoints {
 				r.backends = append(r.backends, from.backend(netip.AddrPortFrom(p.Address, g.Port), s.ID, p.Task))
 			}
@@ -71,6 +74,21 @@ func newTable(services []agentapi.Service, from sources) *table {
 		}
 	}
 	return t
+}
+
+// all are the rules, in no particular order.
+func (t *table) all() iter.Seq[*route] {
+	return func(yield func(*route) bool) {
+		lists := slices.Collect(maps.Values(t.exact))
+		lists = append(slices.AppendSeq(lists, maps.Values(t.wild)), t.any)
+		for _, list := range lists {
+			for _, r := range list {
+				if !yield(r) {
+					return
+				}
+			}
+		}
+	}
 }
 
 func longestFirst(list []*route) {

@@ -15,10 +15,11 @@ import (
 	"sync"
 	"time"
 
+	"baton/internal/model/cluster"
 	"baton/internal/wire/agentapi"
 )
 
-// Config is what baton's side of the edge is made of; all but Failed and Restarted is required.
+// Config is what baton's side of the edge is made of; all but Failed, Restarted and Wake is required.
 type Config struct {
 	Dir     string // of the control sockets, on tmpfs; it is made
 	Program string // the executable
@@ -28,7 +29,9 @@ type Config struct {
 	Failed func(error)
 	// Restarted is told why another process had to take the place of one that served.
 	Restarted func(reason string)
-	Log       *slog.Logger
+	// Wake is told that requests wait for a service that rests, again and again while they do. It must not block; may be nil.
+	Wake func(service cluster.ID)
+	Log  *slog.Logger
 
 	answer time.Duration // the wait for a process' answer; zero: answerMax
 }

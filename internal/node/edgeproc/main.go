@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"baton/internal/model/cluster"
 	"baton/internal/node/edge"
 	"baton/internal/wire/agentapi"
 )
@@ -31,6 +32,8 @@ const (
 	idleMax = time.Minute
 	// emptyDir is where the process is confined to, below the directory of the control sockets.
 	emptyDir = "empty"
+	// wakesMax bounds the services that wait to be told of.
+	wakesMax = 256
 	// filesSpare are what the process has open beside connections, and those that are about to close.
 	filesSpare = 512
 )
@@ -71,9 +74,11 @@ func run(args []string) error {
 	// A request takes two files: its client's connection and the one to the task.
 	most := int(min(8<<10, (files-min(files, filesSpare))/4))
 	s := &server{
-		program: args[2], owner: owner, log: log, idleMax: idleMax, changed: make(chan struct{}, 1),
-		edge: edge.New(edge.Config{Log: slog.New(log).With("edge", args[1]), ConnectionsMax: most, RequestsMax: 2 * most}),
+		program: args[2], owner: owner, log: log, wakes: make(chan cluster.ID, wakesMax), idleMax: idleMax, changed: make(chan struct{}, 1),
 	}
+	s.edge = edge.New(edge.Config{
+		Log: slog.New(log).With("edge", args[1]), ConnectionsMax: most, RequestsMax: 2 * most, Wake: s.wake,
+	})
 	return s.run(ctx, control)
 }
 
@@ -83,6 +88,7 @@ type server struct {
 	owner   int // the user that may command
 	edge    *edge.Edge
 	log     *journal
+	wakes   chan cluster.ID
 	idleMax time.Duration
 	changed chan struct{} // something to look at for who decides to end
 
@@ -224,12 +230,17 @@ func (s *server) session(ctx context.Context, c *net.UnixConn) {
 	}
 }
 
-// tell sends log lines while there is a baton to take them.
+// tell sends log lines, and which services are wanted, while there is a baton to take them.
 func (s *server) tell(ctx context.Context, w *wire) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case id := <-s.wakes:
+			body, err := json.Marshal(id)
+			if err != nil || w.send(message{Kind: reportWake, Body: body}) != nil {
+				return
+			}
 		case l := <-s.log.lines:
 			l.Lost = s.log.lost.Swap(0)
 			body, err := json.Marshal(l)
@@ -241,6 +252,14 @@ func (s *server) tell(ctx context.Context, w *wire) {
 				return
 			}
 		}
+	}
+}
+
+// wake tells baton that a service is wanted. Without baton, or with too many of them, it is said again in a second.
+func (s *server) wake(service cluster.ID) {
+	select {
+	case s.wakes <- service:
+	default:
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -19,6 +18,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"baton/internal/model/cluster"
 )
 
 const (
@@ -113,7 +114,7 @@ func dialPeer(ctx context.Context, cfg Config, id string) (*peer, []*os.File, er
 	p := &peer{dir: cfg.Dir, id: id, answer: cfg.answer, w: newWire(c, reportMax), ended: make(chan struct{}), calls: make(map[uint64]chan message)}
 	// Listeners come with the first answer only, so it is read before there is anybody else to read.
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
-	files, err := p.greet(cfg.Log)
+	files, err := p.greet(cfg)
 	if !stop() {
 		err = errors.Join(ctx.Err(), err)
 	}
@@ -123,12 +124,12 @@ func dialPeer(ctx context.Context, cfg Config, id string) (*peer, []*os.File, er
 		return nil, nil, err
 	}
 	p.listening, p.leaving = p.hello.Listening && len(files) == 1, p.hello.Leaving
-	go p.read(cfg.Log)
+	go p.read(cfg)
 	return p, files, nil
 }
 
 // greet asks a process what it is.
-func (p *peer) greet(log *slog.Logger) ([]*os.File, error) {
+func (p *peer) greet(cfg Config) ([]*os.File, error) {
 	if err := p.w.c.SetReadDeadline(time.Now().Add(p.answer)); err != nil {
 		return nil, err
 	}
@@ -143,7 +144,7 @@ func (p *peer) greet(log *slog.Logger) ([]*os.File, error) {
 		}
 		if m.ID != 1 {
 			closeAll(files)
-			m.report(log)
+			m.report(cfg)
 			continue
 		}
 		if m.Error != "" {
@@ -157,7 +158,7 @@ func (p *peer) greet(log *slog.Logger) ([]*os.File, error) {
 }
 
 // read takes answers and reports until the connection ends.
-func (p *peer) read(log *slog.Logger) {
+func (p *peer) read(cfg Config) {
 	defer close(p.ended)
 	defer p.w.c.Close()
 	for {
@@ -167,7 +168,7 @@ func (p *peer) read(log *slog.Logger) {
 		}
 		closeAll(files)
 		if m.ID == 0 {
-			m.report(log)
+			m.report(cfg)
 			continue
 		}
 		p.mu.Lock()
@@ -180,10 +181,16 @@ func (p *peer) read(log *slog.Logger) {
 	}
 }
 
-// report does what a message asks that nobody answers.
-func (m message) report(log *slog.Logger) {
-	if m.Kind == reportLog {
-		replay(log, m.Body)
+// report does what a message asks that nobody answers. What does not make sense is left out: another build may say it.
+func (m message) report(cfg Config) {
+	switch m.Kind {
+	case reportLog:
+		replay(cfg.Log, m.Body)
+	case reportWake:
+		var service cluster.ID
+		if json.Unmarshal(m.Body, &service) == nil && cfg.Wake != nil {
+			cfg.Wake(service)
+		}
 	}
 }
 

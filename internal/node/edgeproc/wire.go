@@ -40,6 +40,7 @@ const (
 	callConnections kind = "connections" // address → how many requests are with its tasks
 	callMeasures    kind = "measures"    // → what it has counted
 	reportLog       kind = "log"         // line
+	reportWake      kind = "wake"        // the id of a service that rests and is wanted
 )
 
 // message is a call, an answer or a report.

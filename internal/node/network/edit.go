@@ -9,6 +9,7 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 
+	"baton/internal/model/cluster"
 	"baton/internal/wire/agentapi"
 )
 
@@ -59,7 +60,8 @@ type rules struct {
 	numbers  groupNumbers
 	sets     map[setID]contents
 	chains   map[chainID]bool
-	chainsAt int // with more chains than this, look for those that are idle
+	held     map[string]cluster.ID // services that rest, by what wakes them
+	chainsAt int                   // with more chains than this, look for those that are idle
 
 	// What the member sets follow from, to see at once that nothing changed; local is nil before the first time.
 	members []agentapi.Member
@@ -121,6 +123,12 @@ func (n *Network) install(want rulesInput) (moved bool, left map[netip.Addr]bool
 		have.members, have.local = want.state.Members, want.local
 	}
 	for set, wanted := range meshSets(want) {
+		have.sets[set].update(set, wanted, e)
+		have.sets[set] = wanted
+	}
+	resting := holds(want)
+	have.held = resting.services
+	for set, wanted := range resting.sets() {
 		have.sets[set].update(set, wanted, e)
 		have.sets[set] = wanted
 	}

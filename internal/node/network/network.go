@@ -83,6 +83,7 @@ type Network struct {
 	installed *rules // what the kernel has, or nil when that is not known
 	mtu       int
 	mesh      mesh
+	ended     map[string]bool // connections that were over when Used looked last; nil: it has not
 }
 
 var _ agent.Network = (*Network)(nil)

@@ -31,6 +31,10 @@ const (
 	setEndpoints              // VXLAN: underlay address of another node
 	setVTEPs                  // VXLAN: hardware address of another node : mark
 	setExposed                // VXLAN: local task address . protocol . port that is published
+	setCallers                // local task address . service address that rests: may wake it
+	setHeld                   // service address that rests
+	setHeldPorts              // node address or 0 . protocol . port of a service that rests
+	setWoken                  // service address . 0 . 0, or as in setHeldPorts: something came, noted by the kernel
 	numSets
 )
 
@@ -52,8 +56,15 @@ var (
 		setVTEPs:     {Name: "vteps", IsMap: true, KeyType: nftables.TypeEtherAddr, DataType: nftables.TypeMark},
 		setExposed:   {Name: "exposed", KeyType: portType},
 		setHairpin:   {Name: "hairpin", KeyType: nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeIPAddr)},
+		setCallers:   {Name: "callers", KeyType: nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeIPAddr)},
+		setHeld:      {Name: "held", KeyType: nftables.TypeIPAddr},
+		setHeldPorts: {Name: "held-ports", KeyType: portType},
+		setWoken:     {Name: "woken", KeyType: portType, Dynamic: true, HasTimeout: true, Timeout: wokenFor, Size: wokenMax},
 	}
 )
+
+// wokenMax bounds the elements that packets add.
+const wokenMax = 4096
 
 // table writes the rules of one node; it holds no state of the kernel.
 type table struct {
@@ -97,7 +108,7 @@ func (t *table) create(c *nftables.Conn) {
 		join(within4(src, t.in.node.TaskPool, true), verdict(expr.VerdictGoto, "between")),
 		join(within4(dst, t.in.node.TaskPool, true), verdict(expr.VerdictGoto, "between")),
 	})
-	t.base(c, "output", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityFilter, t.noService())
+	t.base(c, "output", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityFilter, append(t.holdAddresses(false), t.noService()...))
 	t.base(c, "postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource, t.source())
 	t.rules(c, "between", t.between())
 	t.rules(c, "members", t.members())
@@ -160,18 +171,21 @@ func (t *table) removeDraws(c *nftables.Conn, ids []chainID) {
 	}
 }
 
-// input refuses published ports that no task serves, and keeps tasks without a way out from the node.
+// input refuses published ports that no task serves, holds those of services that rest, and keeps tasks without a way out from
+// the node.
 func (t *table) input() [][]expr.Any {
 	rules := [][]expr.Any{join(established(), verdict(expr.VerdictAccept, ""))}
+	if t.in.node.Mesh == cluster.MeshVXLAN {
+		rules = append(rules, join(t.byMesh(expr.MetaKeyIIFNAME), within4(src, t.in.node.TaskPool, false), verdict(expr.VerdictDrop, "")))
+	}
+	rules = append(rules, refuse(join(t.ours(expr.MetaKeyIIFNAME), []expr.Any{address(src, 0)}, t.notIn(setOutbound, 0)))...)
+	rules = append(rules, t.holdPorts()...)
 	for _, specific := range []bool{true, false} {
 		rules = append(rules, refuse(join(portOn(specific), t.in4(setClosed, 0)))...)
 		// With a ready task the packet would not be here: it raced with a replacement of the rules.
 		rules = append(rules, join(portOn(specific), slotZero(3), t.lookup(setPortSlots, 0, 4), verdict(expr.VerdictDrop, "")))
 	}
-	if t.in.node.Mesh == cluster.MeshVXLAN {
-		rules = append(rules, join(t.byMesh(expr.MetaKeyIIFNAME), within4(src, t.in.node.TaskPool, false), verdict(expr.VerdictDrop, "")))
-	}
-	return append(rules, refuse(join(t.ours(expr.MetaKeyIIFNAME), []expr.Any{address(src, 0)}, t.notIn(setOutbound, 0)))...)
+	return rules
 }
 
 // published matches connections to a published port: translated, and not from a service address.
@@ -204,11 +218,11 @@ func (t *table) between() [][]expr.Any {
 
 // members accepts what may reach a local task and ends everything else.
 func (t *table) members() [][]expr.Any {
-	rules := [][]expr.Any{
+	rules := append(t.holdAddresses(true),
 		join([]expr.Any{address(src, 0)}, t.lookup(setGroups, 0, 0), []expr.Any{address(dst, 1)}, t.in4(setReach, 0), verdict(expr.VerdictAccept, "")),
 		// Another node itself: its probes, its processes, and its published ports' clients, whom it gave its address.
 		join(t.ours(expr.MetaKeyOIFNAME), []expr.Any{address(src, 0)}, t.in4(setNodes, 0), verdict(expr.VerdictAccept, "")),
-	}
+	)
 	// A task without a way out reaches members on other nodes, where it is checked: not those nodes themselves, and no
 	// published port, where it would come with this node's address and pass unchecked.
 	elsewhere := t.byMesh(expr.MetaKeyOIFNAME)

@@ -27,7 +27,8 @@ var _ ingress = (*edgeproc.Edge)(nil)
 // fronted is the node's network with its edge: the agent acknowledges a state once both follow it, and a drain waits for both.
 type fronted struct {
 	agent.Network
-	edge ingress
+	edge    ingress
+	wakener *wakener
 }
 
 var _ agent.Network = fronted{}
@@ -37,7 +38,11 @@ func (f fronted) Apply(ctx context.Context, s agentapi.NetworkState) error {
 	if err := f.Network.Apply(ctx, s); err != nil {
 		return err
 	}
-	return f.edge.Apply(ctx, s)
+	if err := f.edge.Apply(ctx, s); err != nil {
+		return err
+	}
+	f.wakener.follow(s)
+	return nil
 }
 
 // Connections implements agent.Network. A request of the edge may count twice, as one and as a tracked connection: what

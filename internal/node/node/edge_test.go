@@ -79,11 +79,11 @@ func TestEdgeFollowsWithTheNetwork(t *testing.T) {
 		<-ended
 	}()
 
-	broken := fronted{underlay{err: errors.New("no rules")}, inside{e}}
+	broken := fronted{underlay{err: errors.New("no rules")}, inside{e}, &wakener{}}
 	if err := broken.Apply(ctx, state); err == nil {
 		t.Error("a state was acknowledged that the network does not follow")
 	}
-	f := fronted{underlay{open: 2}, inside{e}}
+	f := fronted{underlay{open: 2}, inside{e}, &wakener{}}
 	if err := f.Apply(ctx, state); err != nil {
 		t.Fatal(err)
 	}

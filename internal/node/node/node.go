@@ -64,7 +64,9 @@ type Node struct {
 	record   *record.Record
 	fence    *fence.Fence
 	edge     *edgeproc.Edge
-	peers    atomic.Int64 // nodes of the cluster
+	wakener  *wakener
+	agent    atomic.Pointer[agent.Agent] // nil until Run
+	peers    atomic.Int64                // nodes of the cluster
 	meter    *meter
 	reporter reporter
 	notes    chan agentapi.Note
@@ -102,9 +104,10 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, errors.Join(err, n.Close(ctx))
 	}
 	n.files = files.New(filepath.Join(cfg.Dir, "files"))
+	n.wakener = &wakener{self: cfg.ID, network: n.network, tell: n.want, log: cfg.Logger}
 	n.edge = edgeproc.New(edgeproc.Config{
 		Dir: filepath.Join(runtime.RunDir(cfg.Dir), "edge"), Program: paths.Edge, Listen: listenIngress,
-		Failed: n.ingressFailed, Restarted: n.ingressRestarted, Log: cfg.Logger.With("part", "edge"),
+		Failed: n.ingressFailed, Restarted: n.ingressRestarted, Wake: n.wakener.want, Log: cfg.Logger.With("part", "edge"),
 	})
 	n.record, err = record.Open(filepath.Join(cfg.Dir, "record"), cfg.Logger)
 	if err != nil {
@@ -149,19 +152,28 @@ func (n *Node) note(note agentapi.Note) {
 	}
 }
 
+// want tells the managers of a service that somebody wants.
+func (n *Node) want(service cluster.ID) {
+	if a := n.agent.Load(); a != nil {
+		a.Want(service)
+	}
+}
+
 // Run runs what the managers behind connector assign, until ctx ends.
 func (n *Node) Run(ctx context.Context, connector agentapi.Connector) error {
 	a := agent.New(agent.Config{
-		Node: n.cfg.ID, Name: n.cfg.Name, Executor: n.runtime, Network: counted{fronted{n.network, n.edge}, &n.peers}, Volumes: n.volumes, Files: n.files,
+		Node: n.cfg.ID, Name: n.cfg.Name, Executor: n.runtime, Network: counted{fronted{n.network, n.edge, n.wakener}, &n.peers}, Volumes: n.volumes, Files: n.files,
 		Logs: runtime.OpenLogs(n.cfg.Dir), Record: n.record, Fence: fenced{n}, Connector: connector, Describe: n.describe, Notes: n.notes,
 		Log: n.cfg.Logger.With("part", "agent"),
 	})
+	n.agent.Store(a)
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
 	wg.Go(func() { n.meter.run(ctx) })
 	wg.Go(func() { n.edge.Run(ctx) })
+	wg.Go(func() { n.wakener.run(ctx) })
 	return a.Run(ctx)
 }
 

@@ -191,7 +191,12 @@ func (d *deployer) service(want *spec.Service) error {
 		svc.LastNumber = rev.Number
 	}
 	d.release.Services[want.Name] = wantedID
-	d.replicas(svc, want, &change)
+	if want.Autoscale != nil && want.Mode != spec.Global {
+		d.release.Replicas[want.Name] = want.Replicas
+		autoscaled(svc, have, want.Autoscale, &change)
+	} else {
+		d.replicas(svc, want, &change)
+	}
 	if change.Action != ActionUnchanged {
 		d.svcs, d.changed = append(d.svcs, svc), true
 	}
@@ -238,6 +243,21 @@ func (d *deployer) replicas(svc *cluster.Service, want *spec.Service, change *Se
 	}
 }
 
+// autoscaled keeps the number that a service has by its load or by hand, within the bounds: the file's is what a new service begins with.
+func autoscaled(svc *cluster.Service, have *cluster.Revision, want *spec.Autoscale, change *ServiceChange) {
+	if svc.Scaled && have != nil && have.Spec.Autoscale != nil {
+		return
+	}
+	svc.Scaled = false
+	if n := want.Clamp(svc.Replicas); n != svc.Replicas {
+		change.From, change.To = svc.Replicas, n
+		svc.Replicas = n
+		if change.Action == ActionUnchanged {
+			change.Action = ActionScale
+		}
+	}
+}
+
 func (d *deployer) createService(old *cluster.Service, want *spec.Service, rev *cluster.Revision) {
 	svc := &cluster.Service{Meta: d.meta(), Stack: d.stack.ID, StackName: d.stack.Name, Name: want.Name}
 	if old != nil {
@@ -250,8 +270,11 @@ func (d *deployer) createService(old *cluster.Service, want *spec.Service, rev *
 	svc.Rollout = cluster.Rollout{To: rev.ID, State: cluster.RolloutUpdating, Started: d.in.Now}
 	d.revs, d.svcs, d.changed = append(d.revs, rev), append(d.svcs, svc), true
 	d.release.Services[want.Name], d.release.Replicas[want.Name] = rev.ID, want.Replicas
-	d.diff.Services = append(d.diff.Services, ServiceChange{Service: want.Name, Action: ActionCreate, To: want.Replicas,
-		Fields: []FieldChange{{Path: "image", To: want.Image}}})
+	fields := []FieldChange{{Path: "image", To: want.Image}}
+	if a := want.Autoscale; a != nil {
+		fields = append(fields, FieldChange{Path: "autoscale", To: fmt.Sprintf("from %d to %d", a.Min, a.Max)})
+	}
+	d.diff.Services = append(d.diff.Services, ServiceChange{Service: want.Name, Action: ActionCreate, To: want.Replicas, Fields: fields})
 }
 
 // revision makes the revision of a service, without id and number.

@@ -145,6 +145,9 @@ func restored(in RollbackInput, old *cluster.Service, rev *cluster.Revision, rep
 		svc.Previous, svc.Revision = svc.Revision, rev.ID
 		svc.Rollout = cluster.Rollout{From: svc.Previous, To: rev.ID, State: cluster.RolloutUpdating, Started: in.Now, Undo: true}
 	}
+	if rev.Spec.Autoscale != nil {
+		replicas = rev.Spec.Autoscale.Clamp(svc.Replicas) // the load's number, not that of the time
+	}
 	if !svc.Scaled && rev.Spec.Mode != spec.Global && svc.Replicas != replicas {
 		change.From, change.To = svc.Replicas, replicas
 		svc.Replicas = replicas

@@ -275,6 +275,54 @@ func TestScaledByHandStays(t *testing.T) {
 	}
 }
 
+// The number that follows the load is nobody's in a file: it stays, within the bounds, also when a release is brought back.
+func TestLoadsNumberStays(t *testing.T) {
+	m := newMemory()
+	scales := func(image string, replicas, least, most int) spec.Stack {
+		v := web(image, replicas)
+		v.Autoscale = &spec.Autoscale{Min: least, Max: most, Target: spec.ScaleTarget{RPS: 1}}
+		return stack(v)
+	}
+	set := func(n int, byHand bool) {
+		svc := cluster.Copy(m.service("web"))
+		svc.Replicas, svc.Scaled = n, byHand
+		m.put(svc)
+	}
+	want := func(n int, byHand bool, when string) {
+		t.Helper()
+		if got := m.service("web"); got.Replicas != n || got.Scaled != byHand {
+			t.Errorf("%s: %d replicas, by hand %v; want %d, %v", when, got.Replicas, got.Scaled, n, byHand)
+		}
+	}
+	m.deploy(t, stack(web("web:1", 4)), nil)
+	set(6, true)
+	m.deploy(t, scales("web:1", 2, 1, 9), nil)
+	want(6, false, "the load takes the number over")
+	m.roll(cluster.RolloutCompleted, "web")
+	m.progress(t)
+	set(8, false)
+	m.deploy(t, scales("web:2", 3, 1, 9), nil)
+	want(8, false, "another image and another number to begin with")
+	m.deploy(t, scales("web:2", 3, 1, 5), nil)
+	want(5, false, "a lower max")
+	set(2, false)
+	d, err := Rollback(RollbackInput{View: m, Stack: m.Stack("shop"), Number: 2, IDs: m.id, Now: m.now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.put(d.Put...)
+	want(2, false, "an earlier release")
+	set(7, true)
+	m.deploy(t, scales("web:3", 4, 1, 5), nil)
+	want(7, true, "a number set by hand")
+	m.deploy(t, stack(web("web:3", 4)), nil)
+	want(7, true, "a number set by hand, without autoscaling")
+	m.deploy(t, scales("web:3", 4, 1, 9), nil)
+	set(6, false)
+	m.deploy(t, stack(web("web:3", 4)), nil)
+	want(4, false, "the load's number, without autoscaling")
+}
+
 func TestFailedRolloutRollsTheReleaseBack(t *testing.T) {
 	m := newMemory()
 	api := func(image string) spec.Service { return spec.Service{Name: "api", Image: image, Replicas: 1} }

@@ -33,6 +33,7 @@ func (w *World) check() {
 			}
 		}
 	}
+	w.checkScale()
 	// Equal index, equal state.
 	hashes := make(map[store.Version]uint64)
 	for _, m := range w.managers() {
@@ -51,9 +52,13 @@ func (w *World) Run() {
 	defer cancel()
 	w.swarm(ctx)
 	healed := time.Now()
+	w.mu.Lock()
+	w.calm = healed
+	w.mu.Unlock()
 	w.eventually("the cluster converges", w.cfg.Calm, w.restless)
 	w.check()
 	w.log.Info("converged", "after", time.Since(healed))
+	w.wakes()
 	w.kept()
 }
 
@@ -97,6 +102,9 @@ func (w *World) restless() error {
 		if !s.Removing && !s.Status.Converged && !failed {
 			return fmt.Errorf("service %s/%s: %+v, rollout %+v", s.StackName, s.Name, s.Status, s.Rollout)
 		}
+	}
+	if err := scaledRight(snap); err != nil {
+		return err
 	}
 	return w.sameOnBoxes(snap)
 }

@@ -239,6 +239,7 @@ func (w *World) swarm(ctx context.Context) {
 		})
 		w.check()
 		w.write(ctx)
+		w.want()
 		if step%8 == 0 {
 			w.deploy(ctx, fmt.Sprintf("s%d", w.rng.IntN(3)))
 		}

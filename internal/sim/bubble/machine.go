@@ -36,6 +36,7 @@ type machine struct {
 	mu       sync.Mutex
 	managers []agentapi.Manager
 
+	agent   *agent.Agent     // nil while the process does not run
 	manager *manager.Manager // nil while it does not run, or is a worker's
 	stop    context.CancelFunc
 	work    sync.WaitGroup
@@ -103,7 +104,7 @@ func (m *machine) start(join bool) error {
 			},
 			Node: func() agentapi.NodeServices { return boxServices{m.box} }, Logger: m.w.log.With("node", m.name),
 			Now:       func() time.Time { return time.Now().Add(time.Duration(m.jump.Load())) },
-			DiskFault: m.disk,
+			DiskFault: m.disk, Measures: m.w,
 		})
 		if err != nil {
 			stop()
@@ -143,6 +144,7 @@ func (m *machine) runAgent(ctx context.Context, net transport.Network) {
 		},
 		Log: m.w.log.With("node", m.name, "part", "agent"),
 	})
+	m.agent = a
 	m.work.Go(func() {
 		if err := a.Run(ctx); err != nil && ctx.Err() == nil {
 			m.w.t.Errorf("the agent on %s ended: %v", m.name, err)
@@ -195,5 +197,5 @@ func (m *machine) end() {
 	m.stalled.Store(false)
 	m.stop()
 	m.work.Wait()
-	m.manager, m.up = nil, false
+	m.manager, m.agent, m.up = nil, nil, false
 }

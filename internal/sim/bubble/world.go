@@ -26,7 +26,7 @@ type Config struct {
 	Seed              uint64
 	Managers, Workers int           // default 3 and 100
 	Faults            time.Duration // how long faults happen; default 60 s
-	Calm              time.Duration // how long convergence may take after that; default 2 min
+	Calm              time.Duration // how long convergence may take after that; default 4 min: a number may take two steps down, a minute apart, after the stable window
 	Log               *slog.Logger  // default: none
 	// Kinds limits the faults to those of these names; default: all.
 	Kinds []string
@@ -43,7 +43,9 @@ type World struct {
 	begun time.Time
 
 	mu    sync.Mutex
-	acked []written // writes that were acknowledged
+	acked []written           // writes that were acknowledged
+	calm  time.Time           // from when on the load is constant; zero: not yet
+	busy  map[cluster.ID]bool // services with a load
 }
 
 // written is an acknowledged write: a config that must not be lost.
@@ -56,7 +58,7 @@ type written struct {
 func New(t *testing.T, cfg Config) *World {
 	t.Helper()
 	cfg = cfg.withDefaults()
-	w := &World{t: t, cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 1)), log: cfg.Log, begun: time.Now()}
+	w := &World{t: t, cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 1)), log: cfg.Log, begun: time.Now(), busy: make(map[cluster.ID]bool)}
 	var mu sync.Mutex
 	jitter := rand.New(rand.NewPCG(cfg.Seed, 2))
 	w.net = memnet.New(func(from, to string) time.Duration {
@@ -89,7 +91,7 @@ func (c Config) withDefaults() Config {
 		c.Faults = time.Minute
 	}
 	if c.Calm == 0 {
-		c.Calm = 2 * time.Minute
+		c.Calm = 4 * time.Minute
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -258,6 +260,7 @@ func (w *World) deploy(ctx context.Context, name string) {
 				s.Volumes[0].OnLoss = spec.LossRecreate
 			}
 		}
+		v.Autoscale = scaled[i]
 		s.Services = append(s.Services, v)
 	}
 	s.SetDefaults()

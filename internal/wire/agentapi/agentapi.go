@@ -105,6 +105,11 @@ type Service struct {
 	Ports []spec.Port `json:"ports,omitempty"`
 	// Ingress are the L7 rules that lead to the service.
 	Ingress []spec.Ingress `json:"ingress,omitempty"`
+	// Holds is true when the service may rest without a task: what comes for it then is held, and is a reason to wake it. At most
+	// HoldRequests requests wait on a node, each for HoldWait.
+	Holds        bool          `json:"holds,omitempty"`
+	HoldWait     time.Duration `json:"holdWait,omitempty"`
+	HoldRequests int           `json:"holdRequests,omitempty"`
 	// Endpoints are the ready tasks, sorted by task id.
 	Endpoints []Endpoint `json:"endpoints,omitempty"`
 }
@@ -241,6 +246,9 @@ type Report struct {
 	Notes          []Note                   `json:"notes,omitempty"`
 	StandIns       []StandIn                `json:"standIns,omitempty"`
 	Prepared       *PreparedImages          `json:"prepared,omitempty"` // when it changed
+	// Wanted are the services with Holds that somebody used or wanted here since the last report: requests or connections wait for
+	// them, or are under way.
+	Wanted []cluster.ID `json:"wanted,omitempty"`
 	// Beat numbers the agent's heartbeats of a session, from 1; zero: this report is none.
 	Beat uint64 `json:"beat,omitempty"`
 	// Measures is the node's load; nil: nothing is said of it. It is kept in memory only.
