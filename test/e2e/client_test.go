@@ -39,6 +39,7 @@ type request struct {
 	Host      string        // of the request, if it is not that of URL
 	H2C       bool          // speak HTTP/2 without TLS
 	Socket    socketUse     // speak over a WebSocket
+	GRPC      int           // call the method of the URL with so many messages, each echoed, 50 ms apart
 }
 
 // tally is what a client counted.

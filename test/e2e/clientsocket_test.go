@@ -20,6 +20,9 @@ const (
 
 // sender returns what makes a worker's next request, and what ends its last.
 func (r request) sender(c *http.Client) (send func() (string, error), hangUp func()) {
+	if r.GRPC > 0 {
+		return r.caller()
+	}
 	if r.Socket == "" {
 		return func() (string, error) { return r.send(c) }, func() {}
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -21,6 +22,8 @@ const (
 	// eatMax bounds one /eat request, in MiB; more takes several.
 	eatMax  = 64 << 10
 	slowMax = 10 * time.Minute
+	// messageMax bounds a gRPC message.
+	messageMax = 1 << 20
 )
 
 // app holds what the handlers share. Its zero switches mean healthy.
@@ -52,6 +55,7 @@ func (a *app) handler() http.Handler {
 	mux.HandleFunc("POST /exit", a.exit)
 	mux.HandleFunc("POST /eat", a.eat)
 	mux.HandleFunc("GET /ws", echoMessages)
+	mux.HandleFunc("POST /echo.Echo/Stream", echoStream)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a.inFlight.Add(1)
 		defer a.inFlight.Add(-1)
@@ -177,6 +181,41 @@ func echoMessages(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		if err := c.Write(r.Context(), kind, data); err != nil {
+			return
+		}
+	}
+}
+
+// echoStream is a gRPC method that sends each message of a stream back, until the client has sent its last. A message is a flag, its length in
+// four bytes, and so many more.
+func echoStream(w http.ResponseWriter, r *http.Request) {
+	if r.ProtoMajor != 2 {
+		http.Error(w, "gRPC needs HTTP/2", http.StatusHTTPVersionNotSupported)
+		return
+	}
+	w.Header().Set("Content-Type", "application/grpc")
+	w.Header().Set("Trailer", "Grpc-Status")
+	out := http.NewResponseController(w)
+	for {
+		head := make([]byte, 5)
+		switch _, err := io.ReadFull(r.Body, head); err {
+		case nil:
+		case io.EOF:
+			w.Header().Set("Grpc-Status", "0")
+			return
+		default:
+			return
+		}
+		size := binary.BigEndian.Uint32(head[1:])
+		if size > messageMax {
+			w.Header().Set("Grpc-Status", "8") // RESOURCE_EXHAUSTED
+			return
+		}
+		message := make([]byte, size)
+		if _, err := io.ReadFull(r.Body, message); err != nil {
+			return
+		}
+		if _, err := w.Write(append(head, message...)); err != nil || out.Flush() != nil {
 			return
 		}
 	}

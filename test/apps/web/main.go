@@ -11,6 +11,7 @@
 //	POST /exit?code=N             ends the process at once
 //	POST /eat?mb=N                allocates and keeps N MiB
 //	GET  /ws                      a WebSocket that echoes
+//	POST /echo.Echo/Stream        a gRPC stream that echoes
 //
 // Each setting is a flag and an environment variable: -port/PORT (8080),
 // -echo-port/ECHO_PORT (7777, 0 for none), -version/VERSION (dev),
@@ -124,7 +125,9 @@ func serve(ctx context.Context, c config) error {
 }
 
 func run(ctx context.Context, c config, web, echo net.Listener) error {
-	srv := &http.Server{Handler: newApp(c.version).handler(), ReadHeaderTimeout: 10 * time.Second}
+	srv := &http.Server{Handler: newApp(c.version).handler(), ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols)}
+	srv.Protocols.SetHTTP1(true)
+	srv.Protocols.SetUnencryptedHTTP2(true) // for gRPC
 	slog.Info("web starts", "version", c.version, "addr", web.Addr().String())
 	var wg sync.WaitGroup
 	defer wg.Wait()
