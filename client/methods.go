@@ -358,6 +358,11 @@ func (c *Client) Stats(ctx context.Context, stack, target string) ([]api.TaskSta
 	return get[[]api.TaskStats](ctx, c, path("stats"), query{}.set("stack", stack).set("target", target))
 }
 
+// Sizes tells what the tasks of services reserve, what they used, and what they should reserve; of a service, a stack, or all.
+func (c *Client) Sizes(ctx context.Context, stack, target string) ([]api.ServiceSize, error) {
+	return get[[]api.ServiceSize](ctx, c, path("sizes"), query{}.set("stack", stack).set("target", target))
+}
+
 // Top tells what nodes and their tasks use now: all of them, the tasks of a stack, or nodes and tasks of a target.
 func (c *Client) Top(ctx context.Context, stack, target string) (api.Top, error) {
 	return get[api.Top](ctx, c, path("top"), query{}.set("stack", stack).set("target", target))

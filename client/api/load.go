@@ -42,3 +42,39 @@ type ServiceLoad struct {
 	Service string `json:"service"`
 	Load
 }
+
+// ServiceSize is what the tasks of a service reserve, what they used, and what they should reserve. Of uses long ago less is known:
+// those of a day ago count half, those of a week ago not at all.
+type ServiceSize struct {
+	Stack   string `json:"stack"`
+	Service string `json:"service"`
+	Tasks   int    `json:"tasks" doc:"wanted"`
+
+	ReservedCPU    spec.MilliCPU `json:"reservedCpu" doc:"of a task, in thousandths of a processor; zero: nothing"`
+	ReservedMemory spec.Bytes    `json:"reservedMemory"`
+	LimitMemory    spec.Bytes    `json:"limitMemory,omitempty"`
+
+	// Known is false when too little was heard of the service's use: then nothing below is set.
+	Known        bool          `json:"known"`
+	Since        time.Time     `json:"since,omitzero" doc:"when the manager that answers first heard of the service's use"`
+	CPUMedian    spec.MilliCPU `json:"cpuMedian,omitempty" doc:"that a task did not exceed half of the time, in the mean of some seconds"`
+	CPU95        spec.MilliCPU `json:"cpu95,omitempty" doc:"that it did not exceed 95 % of the time"`
+	CPUPeak      spec.MilliCPU `json:"cpuPeak,omitempty"`
+	MemoryMedian spec.Bytes    `json:"memoryMedian,omitempty"`
+	MemoryPeak   spec.Bytes    `json:"memoryPeak,omitempty"`
+	CPU          spec.MilliCPU `json:"cpu,omitempty" doc:"recommended: 15 % above cpu95"`
+	Memory       spec.Bytes    `json:"memory,omitempty" doc:"recommended: 15 % above the peak; above the limit after a task was killed for memory"`
+	OOM          int           `json:"oom,omitempty" doc:"tasks of the last ones that the kernel killed for memory"`
+}
+
+// Saves is how much less all of the service's tasks would reserve as recommended; less than nothing when they need more. Of a service that
+// reserves nothing, nothing can be saved.
+func (s ServiceSize) Saves() (cpu spec.MilliCPU, memory spec.Bytes) {
+	if s.Known && s.ReservedCPU > 0 {
+		cpu = (s.ReservedCPU - s.CPU) * spec.MilliCPU(s.Tasks)
+	}
+	if s.Known && s.ReservedMemory > 0 {
+		memory = (s.ReservedMemory - s.Memory) * spec.Bytes(s.Tasks)
+	}
+	return cpu, memory
+}

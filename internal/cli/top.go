@@ -78,28 +78,38 @@ func percentOf(p *float64) float64 {
 
 func (a *app) topCmd() *cobra.Command {
 	var order string
+	var sizes bool
 	cmd := &cobra.Command{
 		Use: "top [TARGET]", Args: cobra.MaximumNArgs(1),
 		Short: "Show the load of nodes, services and tasks, the busiest tasks first",
 		Long: "Show the load of nodes, services and tasks: processors, memory, network and processes, the busiest tasks first, and of the\n" +
 			"last minute the requests through ingress rules, with the share that ended with 5xx or was broken off, and latencies.\n" +
 			"CPU of a task is a share of one processor, that of a node of all it has, CPU % of a service of what its tasks reserve.\n" +
-			"Network is since the task's start.",
+			"Network is since the task's start.\n\n" +
+			"With --sizes: what the tasks of services reserve and what they used over the last days, and which reservation would be better.",
 		Example: `  baton top                 all nodes and tasks
   baton top -w              again and again, until Ctrl-C
   baton top api --sort memory
   baton top --sort requests
   baton top n2              one node and its tasks
+  baton top --sizes         what services reserve, what they used, and what would be better
   baton top -o json`,
 		ValidArgsFunction: a.completeServices,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if topOrders[order] == nil {
 				return usageError("--sort %q is unknown: use %s", order, strings.Join(sortedKeys(topOrders), ", "))
 			}
+			if sizes {
+				if a.watch || cmd.Flags().Changed("sort") {
+					return usageError("--sizes goes with neither --watch nor --sort")
+				}
+				return a.sizes(cmd.Context(), optional(args))
+			}
 			return a.top(cmd.Context(), optional(args), order)
 		},
 	}
 	cmd.Flags().StringVar(&order, "sort", "cpu", "order of tasks: cpu, memory, net, pids, requests or name")
+	cmd.Flags().BoolVar(&sizes, "sizes", false, "show what services reserve, what they used, and what would be better")
 	cmd.Flags().BoolVarP(&a.watch, "watch", "w", false, "go on, with a new view every 2 seconds")
 	return cmd
 }

@@ -5,6 +5,7 @@
 // and is forgotten with its service or task.
 //
 //	service   2 s for 10 minutes, 15 s for 1 hour, 2 minutes for 6 hours; sums since the manager heard of it
+//	          how often its tasks used how much, the last days most (sizes.go)
 //	task      10 s for 5 minutes; what it used last
 //	node      the last counts of each series of its edge; what it used last
 //
@@ -84,6 +85,7 @@ type service struct {
 	total sums
 	tasks map[cluster.ID]*task
 	ended uint64
+	sizes sizes
 }
 
 type task struct {
@@ -239,6 +241,9 @@ func (k *Keeper) takeUse(id cluster.ID, n *node, u *agentapi.NodeUse, now time.T
 		s[netReceived], s[netSent] = x.Received-min(before.Received, x.Received), x.Sent-min(before.Sent, x.Sent)
 		s[reports] = 1
 		k.add(known.Service, x.Task, &s, since, now)
+		if svc := k.services[known.Service]; svc != nil {
+			svc.sizes.add((x.CPU-before.CPU).Seconds()/span.Seconds(), x.Memory, now)
+		}
 	}
 	n.use, n.used = *u, now
 	n.use.Tasks = nil

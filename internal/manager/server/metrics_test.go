@@ -11,6 +11,7 @@ import (
 	"baton/internal/manager/measure"
 	"baton/internal/manager/store"
 	"baton/internal/model/cluster"
+	"baton/internal/model/spec"
 	"baton/internal/wire/agentapi"
 )
 
@@ -114,6 +115,48 @@ func TestStatusHasTheLoad(t *testing.T) {
 		t.Errorf("status %d: %s", code, out)
 	}
 	if code, out := h.do("GET", "/v1/top", nil); code != 200 || strings.Count(out, `"inFlight":2`) != 2 {
+		t.Errorf("status %d: %s", code, out)
+	}
+}
+
+// What services use is told with what they reserve; one that was killed for memory needs more than it could use.
+func TestSizes(t *testing.T) {
+	h := measuredHarness(t)
+	rev := &cluster.Revision{Meta: cluster.Meta{ID: cluster.ID{7}}, Service: cluster.ID{4}, Spec: spec.Service{Name: "web", Resources: spec.Resources{
+		Reservations: spec.Reservations{CPU: 2000, Memory: 1 << 30}, Limits: spec.Limits{Memory: 2 << 30},
+	}}}
+	web, _ := store.Get[*cluster.Service](h.st.Snapshot(), cluster.ID{4})
+	svc := cluster.Copy(web)
+	svc.Revision = rev.ID
+	var txn store.Txn
+	txn.Put(rev)
+	txn.Put(svc)
+	if _, err := h.log.Propose(t.Context(), txn); err != nil {
+		t.Fatal(err)
+	}
+	if code, out := h.do("GET", "/v1/sizes?target=web", nil); code != 200 || !strings.Contains(out, `"reservedCpu":2000`) || !strings.Contains(out, `"known":false`) {
+		t.Errorf("status %d: %s", code, out)
+	}
+	now := time.Now()
+	for i := range 20 {
+		at := now.Add(time.Duration(6*i) * time.Second)
+		h.srv.cfg.Measures.Take(cluster.ID{1}, agentapi.Measures{At: at, Use: &agentapi.NodeUse{Tasks: []agentapi.TaskUse{
+			{Task: cluster.ID{5}, CPU: time.Duration(3+3*i) * time.Second, Memory: 100 << 20},
+		}}}, at)
+	}
+	if code, out := h.do("GET", "/v1/sizes?stack=shop", nil); code != 200 || !strings.Contains(out, `"memory":120586240`) || !strings.Contains(out, `"cpuMedian":500`) {
+		t.Errorf("status %d, want 115 MiB recommended and half a processor used: %s", code, out)
+	}
+	txn = store.Txn{}
+	txn.Put(&cluster.Task{Meta: cluster.Meta{ID: cluster.ID{8}}, Stack: cluster.ID{3}, Service: cluster.ID{4}, Revision: rev.ID, Node: cluster.ID{1}, Slot: 2,
+		Desired: cluster.DesiredRun, Observed: cluster.ObservedFailed, Exit: &cluster.Exit{Code: 137, OOM: true}})
+	if _, err := h.log.Propose(t.Context(), txn); err != nil {
+		t.Fatal(err)
+	}
+	if code, out := h.do("GET", "/v1/sizes?target=web", nil); code != 200 || !strings.Contains(out, `"oom":1`) || !strings.Contains(out, `"memory":2577399808`) {
+		t.Errorf("status %d, want 1.2 times the limit recommended: %s", code, out)
+	}
+	if code, out := h.do("GET", "/v1/sizes?target=n1", nil); code != 422 || !strings.Contains(out, "n1 is a node") {
 		t.Errorf("status %d: %s", code, out)
 	}
 }

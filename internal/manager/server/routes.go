@@ -305,6 +305,7 @@ func (s *Server) taskStreamRoutes() {
 		})
 	handle(s, operation{method: http.MethodGet, path: "/v1/top", id: "top", summary: "What nodes and their tasks use now", tag: "tasks"},
 		func(ctx context.Context, in *statsIn) (api.Top, error) { return s.top(ctx, in.Stack, in.Target) })
+	s.sizesRoute()
 	s.execRoute()
 	s.forwardRoute()
 	s.filesRoute()

@@ -49,7 +49,7 @@ var extensions = []extension{
 	{"x-cron", []string{levelService}, refused, "schedules are not run yet; remove the service, or give it a profile",
 		[]string{"schedule", "tz", "overlap", "deadline", "catch_up", "keep"}, nil},
 	{"x-job", []string{levelService}, refused, "jobs are not run yet; remove the service, or give it a profile", nil, nil},
-	{"x-resize", []string{levelService}, warned, "deploy.resources holds as it is",
+	{"x-resize", []string{levelService}, warned, "deploy.resources holds as it is; `baton top --sizes` tells what would be better",
 		[]string{"mode", "cpu", "memory"}, nil},
 	{"x-stateful", []string{levelService}, refused, "replicas do not get volumes of their own yet; write one service per replica", nil, nil},
 	{"x-priority", []string{levelService}, warned, "all services have the same priority", nil, nil},
