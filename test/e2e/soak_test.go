@@ -239,7 +239,7 @@ func (c *machines) nothingLeft() {
 		var errs []error
 		for _, m := range c.list {
 			f := m.footprint()
-			for _, k := range []string{"namespaces", "containers", "leases", "shims", "loggers", "task records", "log directories", "fifos"} {
+			for _, k := range []string{"namespaces", "containers", "leases", "shims", "task records", "log directories", "fifos"} {
 				if f[k] != 0 {
 					errs = append(errs, fmt.Errorf("%s: %d %s", m.name, f[k], k))
 				}

@@ -130,7 +130,9 @@ func (s *server) run(ctx context.Context, control *net.UnixListener) error {
 		case <-ctx.Done():
 			return nil
 		case <-idle:
-			return nil
+			if busy, _, _ := s.state(); !busy {
+				return nil
+			}
 		case err := <-failed:
 			return fmt.Errorf("control socket: %w", err)
 		case <-s.changed:
@@ -344,6 +346,7 @@ func (s *server) listen(f *os.File) error {
 		s.mu.Unlock()
 		s.look()
 	})
+	s.look() // the process is not idle any more
 	return nil
 }
 

@@ -215,6 +215,35 @@ func TestIdleProcessEnds(t *testing.T) {
 	}
 }
 
+// A process that was given a listener soon after it started is not idle.
+func TestServingProcessStays(t *testing.T) {
+	const idle = 300 * time.Millisecond
+	dial, ended := newServer(t, idle)
+	l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	f, err := share(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if got, _ := ask(t, dial(), message{Kind: callListen}, f); got.Error != "" {
+		t.Fatal(got.Error)
+	}
+	select {
+	case err := <-ended:
+		t.Fatalf("it ended while it served: %v", err)
+	case <-time.After(4 * idle):
+	}
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+}
+
 // Fields that a newer baton sends are passed over, commands that this build does not know are refused, and the connection goes on.
 func TestNewerBaton(t *testing.T) {
 	dial, _ := newServer(t, time.Minute)
