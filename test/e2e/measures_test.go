@@ -20,6 +20,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"baton/client/api"
+	"baton/internal/wire/agentapi"
 )
 
 // scrape asks for /metrics and returns the samples, by name and labels as they are written.
@@ -120,7 +121,7 @@ func TestRequestsAreMeasured(t *testing.T) {
 	m.kill()
 	m.start()
 	m.awaitReady()
-	before := m.edgeServes()
+	before := m.settled()
 	m.send("/slow?ms=1", 12)
 	before["2xx"] += 12
 	m.counted("the new ones are counted, and nothing else", before)
@@ -142,6 +143,24 @@ func (m *machine) edgeServes() map[string]int {
 	eventually(m.t, 30*time.Second, "the first request is counted", func() error {
 		if base = m.requestsTotal(); base["2xx"] == 0 {
 			return errors.New("none")
+		}
+		return nil
+	})
+	return base
+}
+
+// settled is what a new baton knows of the edge that serves on, once it has heard of all that the edge counted: what is of the last minute
+// counts.
+func (m *machine) settled() (base map[string]int) {
+	m.t.Helper()
+	m.edgeServes()
+	since := time.Now()
+	eventually(m.t, time.Minute, "no more requests are counted", func() error {
+		if now := m.requestsTotal(); !maps.Equal(now, base) {
+			base, since = now, time.Now()
+		}
+		if quiet := time.Since(since); quiet < 3*agentapi.MeasureEvery {
+			return fmt.Errorf("%v ago they were", quiet)
 		}
 		return nil
 	})

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -69,7 +70,12 @@ func (s *Server) retry(ctx context.Context, decide func(store.Snapshot, time.Tim
 			done(v)
 			return nil
 		case errors.Is(err, store.ErrConflict), errors.Is(err, store.ErrExists):
-			// Somebody was first: decide again.
+			// Somebody was first: decide again, a little later if that goes on. A service that is being rolled out changes all the time.
+			select {
+			case <-time.After(rand.N(retryPause << min(try, retryDoubled))):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
 		case errors.Is(err, consensus.ErrUnknown):
 			// It may have happened. What decide finds after the barrier tells; if it did, there is nothing left to do.
 			if err := s.cfg.Log.Barrier(ctx); err != nil {

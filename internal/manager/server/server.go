@@ -57,7 +57,9 @@ const (
 	ContentBytesMax = 512 << 10
 	streamsMax      = 512 // open streams and sessions of exec
 	requestTimeout  = 30 * time.Second
-	retriesMax      = 8 // of a transaction that somebody else overtook
+	retriesMax      = 16                   // of a transaction that somebody else overtook
+	retryPause      = 5 * time.Millisecond // before the second try at most twice as long; doubles until retryDoubled
+	retryDoubled    = 5
 	keepAlive       = 15 * time.Second
 )
 
