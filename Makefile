@@ -63,10 +63,12 @@ bench: build images ## measurements, as ratios in one run (as root)
 	go test -run '^$$' -bench . -benchtime 1x -timeout 60m -p 1 ./internal/manager/consensus ./internal/node/network
 
 SOAK ?= 1000
+DEPLOYMENTS ?= 100
 .PHONY: soak
-soak: build images ## a thousand rolling redeploys on three nodes, and what they leave behind (as root)
+soak: build images ## a thousand rolling redeploys on three nodes and what they leave behind, then a hundred of the shop under load (as root)
 	@build/preflight.sh run
 	BATON_SOAK=$(SOAK) go test -v -count=1 -timeout 2h -run 'TestSoak$$' $(E2E)
+	BATON_DEPLOYMENTS=$(DEPLOYMENTS) go test -v -count=1 -timeout 2h -run 'TestDeploymentsFailNoRequest$$' $(E2E)
 
 .PHONY: demo
 demo: ## a node with the shop running on it, and what to try
