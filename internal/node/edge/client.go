@@ -75,3 +75,18 @@ func forwardedBy(in, out http.Header) (proto string) {
 	}
 	return ""
 }
+
+// forwarded is the part of the header of RFC 7239 that stands before the edge's own: the client that a trusted proxy named.
+func (c caller) forwarded(proto string) string {
+	if !c.proxied || !c.address.IsValid() {
+		return ""
+	}
+	s := "for=" + c.address.String()
+	if c.address.Is6() {
+		s = `for="[` + c.address.String() + `]"`
+	}
+	if proto != "" {
+		s += ";proto=" + proto
+	}
+	return s + ", "
+}

@@ -3,6 +3,7 @@ package edge
 import (
 	"net/http"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -23,7 +24,7 @@ type limiter struct {
 	fresh, old map[clientKey]*rate.Limiter
 }
 
-// clientKey is an address, or a hash of a header's value, so that a long value takes no more memory.
+// clientKey is an address, or the beginning of a header's value: a long one must take no more memory.
 type clientKey struct {
 	address netip.Addr
 	header  string
@@ -49,7 +50,7 @@ func (l *limiter) take(r *http.Request, client netip.Addr, now time.Time) time.D
 func (l *limiter) key(r *http.Request, client netip.Addr) clientKey {
 	if l.limit.Header != "" {
 		if v := r.Header.Get(l.limit.Header); v != "" {
-			return clientKey{header: v[:min(len(v), headerKeyMax)]}
+			return clientKey{header: strings.Clone(v[:min(len(v), headerKeyMax)])}
 		}
 	}
 	if client.Is6() { // whoever has one address of a /64 has all of them

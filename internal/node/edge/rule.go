@@ -30,7 +30,6 @@ type policy struct {
 	timeout           spec.RuleTimeout
 	limiter           *limiter // nil: no limit
 	allow, trusted    []netip.Prefix
-	cookie            string // name of the cookie of a sticky rule
 	protocol          spec.Protocol
 	log               spec.AccessLog
 }
@@ -95,15 +94,17 @@ func (p *policy) admit(w http.ResponseWriter, r *http.Request, client netip.Addr
 		w.WriteHeader(p.code)
 		return false
 	case p.body > 0 && r.ContentLength > p.body:
-		bodyTooLarge(w)
+		bodyTooLarge(w, r)
 		return false
 	}
 	return true
 }
 
 // bodyTooLarge also ends an HTTP/1 connection: the client still sends.
-func bodyTooLarge(w http.ResponseWriter) {
-	w.Header().Set("Connection", "close")
+func bodyTooLarge(w http.ResponseWriter, r *http.Request) {
+	if r.ProtoMajor == 1 {
+		w.Header().Set("Connection", "close")
+	}
 	http.Error(w, "the body is larger than is taken here", http.StatusRequestEntityTooLarge)
 }
 
@@ -224,4 +225,54 @@ func (c *clock) stop() {
 		}
 	}
 	c.cancel(nil)
+}
+
+// exchangeOf is what the edge knows of a request that forward passed on.
+func exchangeOf(r *http.Request) *exchange { return r.Context().Value(exchangeKey{}).(*exchange) }
+
+// forward does with a request what its rule says.
+func (e *Edge) forward(rec *recorder, r *http.Request, x *exchange) {
+	ctx := context.WithValue(r.Context(), exchangeKey{}, x)
+	x.cookie = x.rule.sticky.value(r)
+	if p := x.rule.policy; p != nil {
+		x.caller = callerOf(r, p.trusted)
+		if !p.admit(rec, r, x.caller.address, time.Now()) {
+			return
+		}
+		ctx, x.clock = p.start(ctx)
+		defer x.clock.stop()
+		if p.body > 0 && r.Body != nil && r.Body != http.NoBody {
+			limited := *r
+			limited.Body = &bounded{ReadCloser: r.Body, left: p.body, over: &x.over}
+			r = &limited
+		}
+	}
+	e.proxy.ServeHTTP(rec, r.WithContext(ctx))
+}
+
+// transport is the way to the task that has the request.
+func (x *exchange) transport(req *http.Request) http.RoundTripper {
+	h2 := isGRPC(req)
+	if p := x.rule.policy; p != nil {
+		switch p.protocol {
+		case spec.ProtocolHTTP:
+			h2 = false
+		case spec.ProtocolH2C, spec.ProtocolGRPC:
+			h2 = req.Header.Get("Upgrade") == "" // there are no such tunnels in HTTP/2 without TLS
+		}
+	}
+	if h2 {
+		return x.backend.http2
+	}
+	return x.backend.http1
+}
+
+// amend changes a task's answer as the rule says.
+func amend(res *http.Response) error {
+	x := exchangeOf(res.Request)
+	if p := x.rule.policy; p != nil {
+		change(res.Header, p.response)
+	}
+	x.rule.sticky.answer(res.Header, x.cookie, x.backend, res.Request.Header.Get("X-Forwarded-Proto") == "https")
+	return nil
 }

@@ -30,25 +30,34 @@ func token(what string, service, task cluster.ID) string {
 }
 
 func (s *sticky) add(service, task cluster.ID, b *backend) {
+	if s == nil {
+		return
+	}
 	v := token("task", service, task)
 	s.tasks[v], s.values[b] = b, v
 }
 
-// of is the task that a request's cookie names; nil when there is none any more, or it cannot be reached.
-func (s *sticky) of(r *http.Request) *backend {
+// value is what a client says in its cookie.
+func (s *sticky) value(r *http.Request) string {
+	if s != nil {
+		if c, err := r.Cookie(s.cookie); err == nil {
+			return c.Value
+		}
+	}
+	return ""
+}
+
+// of is the task that the value of a cookie names; nil when there is none, or none any more.
+func (s *sticky) of(value string) *backend {
 	if s == nil {
 		return nil
 	}
-	c, err := r.Cookie(s.cookie)
-	if err != nil {
-		return nil
-	}
-	return s.tasks[c.Value]
+	return s.tasks[value]
 }
 
 // answer gives the client a cookie for the task that it was answered by, unless it has that one.
-func (s *sticky) answer(h http.Header, r *http.Request, b *backend, secure bool) {
-	if s == nil || s.of(r) == b {
+func (s *sticky) answer(h http.Header, had string, b *backend, secure bool) {
+	if s == nil || s.of(had) == b {
 		return
 	}
 	v := s.values[b]
