@@ -1,7 +1,7 @@
 // Package edge serves a node's L7 ingress: HTTP requests go by host and path to a ready task of a service, wherever it runs.
 //
 // It owns the routing table, the connections to the tasks, how many requests each task has in flight, what came of all requests
-// (Measures), and the requests that wait for the first task of a service that rests (hold.go). The table follows
+// (Measures), what rules do with a request on its way (rule.go), and the requests that wait for the first task of a service that rests (hold.go). The table follows
 // the same network state as the node's other load balancers and is replaced as a whole, so a request is routed by one state.
 // The edge listens only while there are rules.
 //
