@@ -5,7 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
-	"slices"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -142,7 +142,7 @@ func TestIngressRulesReachTheNodes(t *testing.T) {
 	rules(2, first)
 	s := w.connect(1)
 	u, ok := s.Poll()
-	if !ok || u.Network == nil || !slices.Equal(u.Network.Services[0].Ingress, []spec.Ingress{first}) {
+	if !ok || u.Network == nil || !reflect.DeepEqual(u.Network.Services[0].Ingress, []spec.Ingress{first}) {
 		t.Fatalf("got %+v, want the rule with the service", u.Network)
 	}
 	rules(3, first)
@@ -151,7 +151,7 @@ func TestIngressRulesReachTheNodes(t *testing.T) {
 	}
 	second := spec.Ingress{Host: "b.example", Path: "/", Port: 80}
 	rules(4, first, second)
-	if u, _ = s.Poll(); u.Network == nil || !slices.Equal(u.Network.Services[0].Ingress, []spec.Ingress{first, second}) {
+	if u, _ = s.Poll(); u.Network == nil || !reflect.DeepEqual(u.Network.Services[0].Ingress, []spec.Ingress{first, second}) {
 		t.Errorf("got %+v, want both rules", u.Network)
 	}
 }

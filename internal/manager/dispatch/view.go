@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"log/slog"
 	"maps"
+	"reflect"
 	"slices"
 
 	"baton/internal/manager/store"
@@ -128,7 +129,7 @@ func (v *view) serviceChanged(s *cluster.Service) {
 		i := slices.IndexFunc(v.state.Services, func(o agentapi.Service) bool { return o.ID == s.ID })
 		if rev, ok := store.Get[*cluster.Revision](v.snap, s.Revision); ok && i >= 0 {
 			now, was := v.service(s, rev), v.state.Services[i]
-			if now.Address == was.Address && now.Holds == was.Holds && now.HoldWait == was.HoldWait && now.HoldRequests == was.HoldRequests && slices.Equal(now.Ports, was.Ports) && slices.Equal(now.Ingress, was.Ingress) &&
+			if now.Address == was.Address && now.Holds == was.Holds && now.HoldWait == was.HoldWait && now.HoldRequests == was.HoldRequests && slices.Equal(now.Ports, was.Ports) && reflect.DeepEqual(now.Ingress, was.Ingress) &&
 				maps.EqualFunc(now.Networks, was.Networks, slices.Equal) {
 				return
 			}

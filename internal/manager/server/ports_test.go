@@ -125,6 +125,27 @@ func TestAutoscaleNeedsItsLevel(t *testing.T) {
 	}
 }
 
+// Edges of an older version would serve a rule without what it says.
+func TestRuleKeysNeedTheirLevel(t *testing.T) {
+	for level, ok := range map[cluster.Level]bool{cluster.LevelAutoscale: false, cluster.LevelTraffic: true} {
+		h := newHarness(t)
+		var txn store.Txn
+		txn.Put(&cluster.Settings{
+			Meta: cluster.Meta{ID: cluster.SettingsID}, TaskPool: netip.MustParsePrefix("10.210.0.0/16"),
+			ServicePool: netip.MustParsePrefix("10.211.0.0/16"), Level: level,
+		})
+		if _, err := h.log.Propose(t.Context(), txn); err != nil {
+			t.Fatal(err)
+		}
+		s := stack("shop")
+		s.Services[0].Ingress = []spec.Ingress{{Port: 80}, {Host: "a.example", Port: 80, RuleKeys: spec.RuleKeys{Allow: []string{"10.0.0.0/8"}}}}
+		_, err := h.srv.up(t.Context(), api.UpRequest{Stack: s})
+		if ok != (err == nil) || err != nil && !strings.Contains(err.Error(), "services.web.x-ingress[1] with more than host, path and port needs feature level 5") {
+			t.Errorf("at level %d: got %v", level, err)
+		}
+	}
+}
+
 // Nodes of an older version would not serve the rules.
 func TestIngressNeedsItsLevel(t *testing.T) {
 	for _, tc := range []struct {

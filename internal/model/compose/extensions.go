@@ -41,10 +41,12 @@ var extensions = []extension{
 		[]string{"strategy", "near", "away_from"}, []string{"strategy"}},
 	{"x-storage", []string{levelVolume}, warned, "the volume is a directory on one node",
 		[]string{"size", "class", "access", "copies", "on_loss", "snapshots", "backup"}, []string{"access", "on_loss"}},
-	// The converter reports redirect, auth and allow itself: without them a rule would show what the file hides.
-	{"x-ingress", []string{levelService}, warned, "the rule is served without them, as plain HTTP; gRPC is known by its content type",
-		[]string{"host", "path", "port", "tls", "redirect", "sticky", "headers", "auth", "rate_limit", "body_limit", "timeout", "allow", "weight", "protocol"},
-		[]string{"host", "path", "port", "redirect", "auth", "allow"}},
+	// The converter reports auth itself: without it a rule would show what the file hides.
+	{"x-ingress", []string{levelService}, warned, "the rule is served without them",
+		[]string{"host", "path", "port", "tls", "redirect", "sticky", "headers", "auth", "rate_limit", "body_limit", "timeout", "allow", "weight", "protocol",
+			"trusted", "access_log"},
+		[]string{"host", "path", "port", "redirect", "sticky", "headers", "auth", "rate_limit", "body_limit", "timeout", "allow", "protocol",
+			"trusted", "access_log"}},
 	{"x-autoscale", []string{levelService}, honoured, "", autoscaleKeys, autoscaleKeys},
 	{"x-cron", []string{levelService}, refused, "schedules are not run yet; remove the service, or give it a profile",
 		[]string{"schedule", "tz", "overlap", "deadline", "catch_up", "keep"}, nil},

@@ -34,20 +34,24 @@ func (c *converter) ingress() {
 
 func (c *converter) ingressRule(path string, m map[string]any) {
 	closed := false
-	for _, key := range []string{"auth", "allow"} {
+	for _, key := range []string{"auth"} {
 		if _, set := m[key]; set {
 			c.rep.err(join(path, key), "this key cannot be honoured yet", "remove the rule: without "+key+" it would be open to everybody")
 			closed = true
 		}
 	}
-	if _, set := m["redirect"]; set {
-		c.rep.warn(join(path, "redirect"), "redirects are not served yet; the rule is left out", "remove redirect to send its requests to the service")
-		return
-	}
 	if closed {
 		return
 	}
 	g := spec.Ingress{Host: text(c.rep, join(path, "host"), m["host"]), Path: text(c.rep, join(path, "path"), m["path"])}
+	g.RuleKeys = c.ruleKeys(path, m)
+	if g.Redirect != nil {
+		if _, set := m["port"]; set {
+			c.rep.err(join(path, "port"), "a rule that redirects sends no request to a port", "remove port, or redirect")
+		}
+		c.out.Ingress = append(c.out.Ingress, g)
+		return
+	}
 	if port := text(c.rep, join(path, "port"), m["port"]); port != "" {
 		g.Port = c.port(join(path, "port"), port)
 	} else if found := c.shownPorts(); len(found) == 1 {

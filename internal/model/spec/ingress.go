@@ -23,8 +23,9 @@ type Ingress struct {
 	Host string `json:"host,omitempty"`
 	// Path is a prefix of whole segments: /api matches /api and /api/x, not /apis. Default "/".
 	Path string `json:"path"`
-	// Port of the tasks; default: the only TCP port that the service publishes.
+	// Port of the tasks; default: the only TCP port that the service publishes. Zero with Redirect.
 	Port uint16 `json:"port"`
+	RuleKeys
 }
 
 // Key is the same for two rules that match the same requests.
@@ -47,7 +48,10 @@ func (v *Service) setIngressDefaults() {
 		if len(g.Path) > 1 {
 			g.Path = strings.TrimSuffix(g.Path, "/")
 		}
-		setDefault(&g.Port, only)
+		if g.Redirect == nil {
+			setDefault(&g.Port, only)
+		}
+		g.setDefaults()
 	}
 }
 
@@ -95,6 +99,13 @@ func (c *checker) ingress(at string, v *Service) {
 			c.add(p+"path", "invalid path "+quote(g.Path), "write a prefix such as /api, without query and wildcards")
 		case path.Clean(g.Path) != g.Path:
 			c.add(p+"path", "path "+quote(g.Path)+" has empty or dot segments", "write "+path.Clean(g.Path))
+		}
+		c.ruleKeys(p, &g.RuleKeys)
+		if g.Redirect != nil {
+			if g.Port != 0 {
+				c.add(p+"port", "a rule that redirects sends no request to a port", "remove the port")
+			}
+			continue
 		}
 		if g.Port == 0 {
 			c.add(p+"port", "no port of the service to send requests to", "give one from 1 to 65535")

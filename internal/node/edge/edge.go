@@ -1,7 +1,7 @@
 // Package edge serves a node's L7 ingress: HTTP requests go by host and path to a ready task of a service, wherever it runs.
 //
 // It owns the routing table, the connections to the tasks, how many requests each task has in flight, what came of all requests
-// (Measures), and the requests that wait for the first task of a service that rests (hold.go). The table follows
+// (Measures), what rules do with a request on its way (rule.go), and the requests that wait for the first task of a service that rests (hold.go). The table follows
 // the same network state as the node's other load balancers and is replaced as a whole, so a request is routed by one state.
 // The edge listens only while there are rules.
 //
@@ -19,9 +19,12 @@ package edge
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"net"
+	"net/http"
 	"net/http/httputil"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -58,6 +61,7 @@ type Edge struct {
 	sampler  sampler
 	counters counters
 	held     holder
+	limits   limiters      // of Apply
 	changed  chan struct{} // the table was replaced
 
 	mu       sync.Mutex // of Apply, and of backends
@@ -72,7 +76,7 @@ func New(cfg Config) *Edge {
 	if cfg.RequestsMax == 0 {
 		cfg.RequestsMax = requestsMax
 	}
-	e := &Edge{cfg: cfg, changed: make(chan struct{}, 1), backends: make(map[netip.AddrPort]*backend)}
+	e := &Edge{cfg: cfg, changed: make(chan struct{}, 1), backends: make(map[netip.AddrPort]*backend), limits: make(limiters)}
 	e.counters.of = make(map[series]*counter)
 	e.held = newHolder(cfg.Wake)
 	e.table.Store(newTable(nil, nil))
@@ -84,9 +88,10 @@ func New(cfg Config) *Edge {
 func (e *Edge) Apply(s agentapi.NetworkState) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	from := &source{edge: e, now: time.Now(), used: make(map[netip.AddrPort]bool), counters: make(map[*counter]bool)}
+	from := &source{edge: e, now: time.Now(), used: make(map[netip.AddrPort]bool), counters: make(map[*counter]bool), limits: make(map[limiterKey]bool)}
 	next := newTable(s.Services, from)
 	used := from.used
+	maps.DeleteFunc(e.limits, func(k limiterKey, _ *limiter) bool { return !from.limits[k] })
 	e.counters.keep(from.counters, from.now)
 	for address, b := range e.backends {
 		if used[address] {
@@ -118,6 +123,7 @@ type source struct {
 	now      time.Time
 	used     map[netip.AddrPort]bool
 	counters map[*counter]bool
+	limits   map[limiterKey]bool
 }
 
 // backend implements sources. The address of a task that left may be another one's now.
@@ -156,13 +162,16 @@ func (e *Edge) Connections(address netip.Addr) int {
 
 // acquire chooses an endpoint for a request, other than those tried, and counts the request there. It returns nil when there
 // is none. The caller releases it.
-func (e *Edge) acquire(host, path string, tried []*backend) *backend {
+func (e *Edge) acquire(req *http.Request, tried []*backend) *backend {
 	for {
-		r := e.table.Load().find(host, path)
+		r := e.table.Load().find(req.Host, req.URL.Path)
 		if r == nil {
 			return nil
 		}
-		b := r.pick(tried, time.Now())
+		b := r.sticky.of(exchangeOf(req).cookie)
+		if b == nil || slices.Contains(tried, b) {
+			b = r.pick(tried, time.Now())
+		}
 		if b == nil {
 			return nil
 		}

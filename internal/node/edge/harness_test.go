@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"testing"
 	"time"
@@ -89,7 +90,7 @@ func anyHost(tasks ...*task) agentapi.NetworkState {
 
 // newSource gives tables what they need, of an edge that serves nobody.
 func newSource() *source {
-	return &source{edge: New(Config{Log: slog.New(slog.DiscardHandler)}), used: make(map[netip.AddrPort]bool), counters: make(map[*counter]bool)}
+	return &source{edge: New(Config{Log: slog.New(slog.DiscardHandler)}), used: make(map[netip.AddrPort]bool), counters: make(map[*counter]bool), limits: make(map[limiterKey]bool)}
 }
 
 func newEdge(t *testing.T, change ...func(*Config)) *Edge {
@@ -158,4 +159,10 @@ func until(t *testing.T, what string, ok func() bool) {
 
 func says(text string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, text) })
+}
+
+// requestFor is a request as forward passes it on.
+func requestFor(host, path string) *http.Request {
+	r := httptest.NewRequest(http.MethodGet, "http://"+host+path, nil)
+	return r.WithContext(context.WithValue(r.Context(), exchangeKey{}, &exchange{}))
 }

@@ -143,14 +143,14 @@ func (h holder) look() {
 func (e *Edge) await(req *http.Request, tried []*backend) (*backend, error) {
 	r := e.table.Load().find(req.Host, req.URL.Path)
 	if r == nil || r.hold == nil {
-		if b := e.acquire(req.Host, req.URL.Path, tried); b != nil {
+		if b := e.acquire(req, tried); b != nil {
 			return b, nil
 		}
 		return nil, errNoEndpoint
 	}
 	e.held.want(r.hold.service)
 	if !e.held.waiting(r.hold) { // else it would overtake
-		if b := e.acquire(req.Host, req.URL.Path, tried); b != nil {
+		if b := e.acquire(req, tried); b != nil {
 			return b, nil
 		}
 	}
@@ -174,7 +174,7 @@ func (e *Edge) wait(req *http.Request, h *hold, w *waiter) (*backend, error) {
 	for {
 		// Also before the first wait: the endpoint may have come between the look and the queue.
 		if e.held.first(h, w) {
-			if b := e.acquire(req.Host, req.URL.Path, nil); b != nil {
+			if b := e.acquire(req, nil); b != nil {
 				return b, nil
 			}
 			if r := e.table.Load().find(req.Host, req.URL.Path); r == nil || r.hold == nil {

@@ -211,7 +211,7 @@ func TestWakesAreFew(t *testing.T) {
 		if got := w.count() - before; got != 0 {
 			t.Errorf("with nothing under way it was said to be wanted %d times", got)
 		}
-		b := e.acquire("any", "/", nil)
+		b := e.acquire(requestFor("any", "/"), nil)
 		time.Sleep(10*time.Second + time.Millisecond)
 		if got := w.count() - before; got < 9 || got > 11 {
 			t.Errorf("in 10 s with a request under way it was said to be wanted %d times, want 10", got)

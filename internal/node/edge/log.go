@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"baton/internal/model/spec"
 )
 
 // linesPerSecond bounds the access log: a node's log must not grow with its traffic.
@@ -35,20 +37,34 @@ func (s *sampler) take(now time.Time) (skipped int, ok bool) {
 }
 
 // access logs a request that has ended. The query is left out: it may hold what only client and task should know.
-func (e *Edge) access(r *http.Request, rec *recorder, service string, task netip.AddrPort, err error, took time.Duration) {
-	skipped, ok := e.sampler.take(time.Now())
-	if !ok {
+func (e *Edge) access(r *http.Request, rec *recorder, x *exchange, service string, task netip.AddrPort, took time.Duration) {
+	skipped, client := 0, r.RemoteAddr
+	mode := spec.LogSampled
+	if x.rule != nil && x.rule.policy != nil {
+		mode = x.rule.policy.log
+	}
+	switch mode {
+	case spec.LogOff:
 		return
+	case spec.LogFull:
+	default:
+		ok := false
+		if skipped, ok = e.sampler.take(time.Now()); !ok {
+			return
+		}
+	}
+	if x.caller.proxied {
+		client = x.caller.address.String()
 	}
 	args := []any{
 		"method", r.Method, "host", r.Host, "path", r.URL.Path, "status", rec.status, "bytes", rec.bytes, "took", took,
-		"client", r.RemoteAddr, "service", service,
+		"client", client, "service", service,
 	}
 	if task.IsValid() {
 		args = append(args, "task", task)
 	}
-	if err != nil {
-		args = append(args, "err", err)
+	if x.err != nil {
+		args = append(args, "err", x.err)
 	}
 	if skipped > 0 {
 		args = append(args, "skipped", skipped)

@@ -193,6 +193,7 @@ func (x *exchange) ended(r *http.Request, rec *recorder, start time.Time, took t
 func (x *exchange) answer(req *http.Request, res *http.Response) {
 	x.header, x.status = time.Now(), res.StatusCode
 	x.stream = isGRPC(req) || strings.HasPrefix(res.Header.Get("Content-Type"), "text/event-stream")
+	x.clock.answered(res.StatusCode == http.StatusSwitchingProtocols)
 	if res.StatusCode == http.StatusSwitchingProtocols {
 		x.stream = true // and its body must stay one that can be written
 		return
@@ -209,6 +210,7 @@ type watched struct {
 // Read implements io.Reader.
 func (w *watched) Read(p []byte) (int, error) {
 	n, err := w.ReadCloser.Read(p)
+	w.x.clock.moved()
 	if err != nil && err != io.EOF && !errors.Is(err, context.Canceled) {
 		w.x.cut.Store(true)
 	}

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"baton/internal/model/spec"
 )
 
 // attemptsMax bounds how many endpoints a request is offered to.
@@ -26,12 +28,17 @@ var errNoEndpoint = errors.New("no endpoint is ready")
 
 // exchange is what the edge knows of one request.
 type exchange struct {
-	backend  *backend  // that has the request
-	err      error     // what kept it from a task
-	counter  *counter  // that it counts with: of the task that had it last, else of the service
-	header   time.Time // when a task sent the header of its answer; zero: none did
-	status   int       // of that header
-	stream   bool      // the answer takes as long as it likes
+	rule     *route
+	caller   caller      // known when the rule has further keys
+	cookie   string      // what the client sent of a sticky rule's
+	clock    *clock      // nil: the request may take as long as it likes
+	over     atomic.Bool // its body was larger than the rule allows
+	backend  *backend    // that has the request
+	err      error       // what kept it from a task
+	counter  *counter    // that it counts with: of the task that had it last, else of the service
+	header   time.Time   // when a task sent the header of its answer; zero: none did
+	status   int         // of that header
+	stream   bool        // the answer takes as long as it likes
 	cut      atomic.Bool
 	received atomic.Uint64 // bytes of its body
 }
@@ -40,12 +47,13 @@ type exchangeKey struct{}
 
 func (e *Edge) newProxy() *httputil.ReverseProxy {
 	return &httputil.ReverseProxy{
-		Rewrite:       rewrite,
-		Transport:     e,
-		FlushInterval: -1, // streams must not wait for a buffer to fill
-		ErrorLog:      slog.NewLogLogger(e.cfg.Log.Handler(), slog.LevelDebug),
-		ErrorHandler:  answerError,
-		BufferPool:    new(buffers),
+		Rewrite:        rewrite,
+		ModifyResponse: amend,
+		Transport:      e,
+		FlushInterval:  -1, // streams must not wait for a buffer to fill
+		ErrorLog:       slog.NewLogLogger(e.cfg.Log.Handler(), slog.LevelDebug),
+		ErrorHandler:   answerError,
+		BufferPool:     new(buffers),
 	}
 }
 
@@ -66,7 +74,7 @@ func (e *Edge) answer(rec *recorder, r *http.Request) {
 		}
 		took := time.Since(start)
 		x.ended(r, rec, start, took)
-		e.access(r, rec, service, task, x.err, took)
+		e.access(r, rec, x, service, task, took)
 	}()
 	if r.Method == http.MethodConnect {
 		http.Error(rec, "this is no forward proxy", http.StatusMethodNotAllowed)
@@ -78,13 +86,14 @@ func (e *Edge) answer(rec *recorder, r *http.Request) {
 		return
 	}
 	service = rule.service
+	x.rule = rule
 	x.counted(rule.counter)
-	e.proxy.ServeHTTP(rec, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x)))
+	e.forward(rec, r, x)
 }
 
 // RoundTrip implements http.RoundTripper for the proxy: it offers the request to endpoints until one took it.
 func (e *Edge) RoundTrip(req *http.Request) (*http.Response, error) {
-	x := req.Context().Value(exchangeKey{}).(*exchange)
+	x := exchangeOf(req)
 	x.err = errNoEndpoint
 	var tried []*backend
 	for range attemptsMax {
@@ -103,14 +112,11 @@ func (e *Edge) RoundTrip(req *http.Request) (*http.Response, error) {
 		out.URL = &u
 		var body *unread
 		if req.Body != nil && req.Body != http.NoBody {
-			body = &unread{Reader: req.Body, count: &x.received}
+			body = &unread{Reader: req.Body, count: &x.received, clock: x.clock}
 			out.Body = body
 		}
-		transport := b.http1
-		if isGRPC(req) {
-			transport = b.http2
-		}
-		res, err := transport.RoundTrip(out)
+		x.clock.sent()
+		res, err := x.transport(req).RoundTrip(out)
 		if err == nil {
 			x.err = nil
 			x.answer(req, res)
@@ -133,12 +139,14 @@ type unread struct {
 	io.Reader
 	read  atomic.Bool
 	count *atomic.Uint64
+	clock *clock
 }
 
 func (u *unread) Read(p []byte) (int, error) {
 	u.read.Store(true)
 	n, err := u.Reader.Read(p)
 	u.count.Add(uint64(n))
+	u.clock.moved()
 	return n, err
 }
 
@@ -152,12 +160,11 @@ func isGRPC(r *http.Request) bool {
 // posing reports whether tasks may take a header for the word of a proxy, under whichever spelling: many programs see
 // X_Forwarded_For as X-Forwarded-For. Proxy becomes the variable HTTP_PROXY of CGI programs.
 func posing(name string) bool {
-	name = strings.ReplaceAll(strings.ToLower(name), "_", "-")
-	switch name {
-	case "forwarded", "x-real-ip", "true-client-ip", "proxy", "http2-settings":
+	switch strings.ReplaceAll(strings.ToLower(name), "_", "-") {
+	case "proxy", "http2-settings":
 		return true
 	}
-	return strings.HasPrefix(name, "x-forwarded-")
+	return spec.ClaimsClient(name)
 }
 
 // rewrite makes the request for the task of the client's.
@@ -170,8 +177,19 @@ func rewrite(p *httputil.ProxyRequest) {
 		h.Del("Connection")
 	}
 	p.Out.URL.RawQuery = p.In.URL.RawQuery // nothing here depends on it, so the task gets it as it came
+	x := exchangeOf(p.In)
+	proto := ""
+	if x.caller.proxied {
+		proto = forwardedBy(p.In.Header, h)
+	}
 	p.SetXForwarded()
-	h.Set("Forwarded", forwarded(p.In))
+	if proto != "" {
+		h.Set("X-Forwarded-Proto", proto)
+	}
+	h.Set("Forwarded", x.caller.forwarded(proto)+forwarded(p.In))
+	if k := x.rule.policy; k != nil {
+		change(h, k.request)
+	}
 }
 
 // forwarded is the header of RFC 7239.
@@ -192,6 +210,10 @@ func forwarded(r *http.Request) string {
 // answerError tells a client that no task answered.
 func answerError(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
+	case exchangeOf(r).over.Load():
+		bodyTooLarge(w, r)
+	case context.Cause(r.Context()) == errTimeout:
+		http.Error(w, "the service did not answer in the time that the rule allows", http.StatusGatewayTimeout)
 	case r.Context().Err() != nil:
 		panic(http.ErrAbortHandler) // the client has gone, or the edge stops: there is nobody to answer
 	case errors.Is(err, errHeldFull):

@@ -140,7 +140,7 @@ func TestNoRequestComesAfterTheLast(t *testing.T) {
 	for range 4 {
 		done.Go(func() {
 			for ctx.Err() == nil {
-				b := e.acquire("a.example", "/", nil)
+				b := e.acquire(requestFor("a.example", "/"), nil)
 				if b == nil {
 					t.Error("no endpoint although one is always there")
 					return

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"baton/internal/model/cluster"
+	"baton/internal/model/spec"
 	"baton/internal/wire/agentapi"
 )
 
@@ -23,6 +24,8 @@ type route struct {
 	counter  *counter // of the requests that no task has
 	hold     *hold    // nil: a request that finds no endpoint is refused
 	backends []*backend
+	policy   *policy // nil: the request goes to a task as it is
+	sticky   *sticky // nil: every request may go to another task
 }
 
 // table says where requests go. It does not change once it is in use.
@@ -37,6 +40,7 @@ type table struct {
 type sources interface {
 	backend(at netip.AddrPort, service, task cluster.ID) *backend
 	counter(service cluster.ID) *counter
+	limiter(g *spec.Ingress) *limiter
 }
 
 // newTable makes the table of services.
@@ -52,9 +56,17 @@ func newTable(services []agentapi.Service, from sources) *table {
 	slices.SortFunc(ruled, func(a, b *agentapi.Service) int { return slices.Compare(a.ID[:], b.ID[:]) })
 	for _, s := range ruled {
 		for _, g := range s.Ingress {
-			r := &route{path: g.Path, service: s.Stack + "/" + s.Name, counter: from.counter(s.ID), hold: newHold(s)}
+			r := &route{path: g.Path, service: s.Stack + "/" + s.Name, counter: from.counter(s.ID), hold: newHold(s), policy: newPolicy(&g.RuleKeys, from.limiter(&g))}
+			if g.Sticky {
+				r.sticky = newSticky(s.ID, g.Path)
+			}
 			for _, p := range s.Endpoints {
-				r.backends = append(r.backends, from.backend(netip.AddrPortFrom(p.Address, g.Port), s.ID, p.Task))
+				if g.Redirect != nil {
+					break // no request goes to them
+				}
+				b := from.backend(netip.AddrPortFrom(p.Address, g.Port), s.ID, p.Task)
+				r.backends = append(r.backends, b)
+				r.sticky.add(s.ID, p.Task, b)
 			}
 			t.rules++
 			switch suffix, wild := strings.CutPrefix(g.Host, "*."); {

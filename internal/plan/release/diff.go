@@ -145,7 +145,7 @@ func element(v reflect.Value, i int) (name, value string) {
 	case spec.Port:
 		return fmt.Sprintf("%d/%s", e.Published, e.Protocol), ""
 	case spec.Ingress:
-		return e.String(), fmt.Sprint(e.Port)
+		return e.String(), e.Summary()
 	}
 	return strconv.Itoa(i), ""
 }
