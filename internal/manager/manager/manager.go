@@ -151,7 +151,7 @@ func Open(ctx context.Context, cfg Config) (_ *Manager, err error) {
 	}
 	m.controller = control.New(control.Config{
 		Store: m.store, Log: m.raft, Acks: m.roster, Logger: cfg.Logger, Seed: seed(cfg.NodeID), Now: cfg.Now,
-		Sources: control.Sources{Measures: measures, Wants: m.roster, Answers: m.queries},
+		Sources: control.Sources{Measures: measures, Wants: m.roster, Answers: m.queries, Counts: counts{m.load.keeper, time.Now()}},
 	})
 	m.api = server.New(server.Config{
 		Log: m.log, Store: m.store, Nodes: m.nodes, Self: cfg.NodeID, Sealer: m.sealer, Keeper: m.keeper, Members: m.membersNow, Backup: m.backup,

@@ -139,6 +139,8 @@ type Release struct {
 	State  ReleaseState `json:"state"`
 	Ended  time.Time    `json:"ended,omitzero"`
 	Reason string       `json:"reason,omitempty"`
+	// Traffic is what clients had of its rollouts, counted once it has ended; nil before, and where no changed service has requests counted.
+	Traffic *Traffic `json:"traffic,omitempty" cbor:"traffic,omitempty"`
 }
 
 // Kind implements Object.
