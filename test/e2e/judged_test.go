@@ -44,7 +44,7 @@ func TestDeployIsCounted(t *testing.T) {
 	got = broken.end()
 	rel = m.release(3)
 	failed := got.Failures + died.Failures
-	if rel.Traffic == nil || rel.Traffic.Failed != uint64(failed) || got.Failures == 0 {
+	if rel.Traffic == nil || rel.Traffic.Failed != uint64(failed) || failed == 0 {
 		t.Errorf("clients count %d failures (%d of those that end a task), the release %+v\n%v", failed, died.Failures, rel.Traffic, got.Errors)
 	}
 	m.tells(out, rel)

@@ -46,6 +46,7 @@ type Sources struct {
 	Wants    Wants
 	Answers  Answers
 	Counts   Counts
+	Requests Requests
 }
 
 const (

@@ -7,6 +7,8 @@ import (
 	"baton/internal/manager/control"
 	"baton/internal/manager/measure"
 	"baton/internal/model/cluster"
+	"baton/internal/plan/gate"
+	"baton/internal/wire/agentapi"
 )
 
 // counts tells what became of requests, as far as this manager knows.
@@ -15,7 +17,10 @@ type counts struct {
 	began  time.Time // when the manager began to know of them
 }
 
-var _ control.Counts = counts{}
+var (
+	_ control.Counts   = counts{}
+	_ control.Requests = counts{}
+)
 
 // Requested implements control.Counts.
 func (c counts) Requested(service cluster.ID, from, to time.Time) (cluster.Requested, string) {
@@ -32,3 +37,22 @@ func (c counts) Requested(service cluster.ID, from, to time.Time) (cluster.Reque
 
 // Lag implements control.Counts.
 func (counts) Lag() time.Duration { return measure.Lag }
+
+// Task implements control.Requests.
+func (c counts) Task(id cluster.ID) (gate.Counts, bool) {
+	l, ok := c.keeper.TaskTotal(id)
+	if !ok {
+		return gate.Counts{}, false
+	}
+	r := l.Requested()
+	// An answer that was cut short may have begun with any status: those that failed count once, whatever they say.
+	return gate.Counts{Requests: l.Requests, Errors: r.Errors + r.Failed(), Latency: l.Latency[:]}, true
+}
+
+// Bound implements control.Requests.
+func (counts) Bound(bucket int) time.Duration {
+	if d, ok := agentapi.LatencyBound(bucket); ok {
+		return d
+	}
+	return time.Hour // the last bucket has none: what is in it is slower than whatever is asked for
+}
