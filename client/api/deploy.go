@@ -156,6 +156,15 @@ type Release struct {
 	RollbackOf int                  `json:"rollbackOf,omitempty"`
 	Restores   int                  `json:"restores,omitempty"`
 	Services   []ReleaseService     `json:"services,omitempty"`
+	Traffic    *ReleaseTraffic      `json:"traffic,omitempty" doc:"what clients had of the deployment; not there when it changed no service whose requests are counted"`
+}
+
+// ReleaseTraffic is what clients had of the services that a release changes, from its beginning until it has ended.
+type ReleaseTraffic struct {
+	cluster.Traffic
+	Failed   uint64 `json:"failed" doc:"requests that failed because of the deployment: between client and task"`
+	Counting bool   `json:"counting,omitempty" doc:"the numbers still change; they are final some 5 s after the release has ended"`
+	Text     string `json:"text" doc:"the same in words"`
 }
 
 // ReleaseService is one service of a release.

@@ -344,6 +344,9 @@ func (a *app) releases(ctx context.Context, number int) error {
 			return a.document(rel)
 		}
 		fmt.Fprintf(a.out, "release %d of %s: %s%s\n", rel.Number, rel.Stack, rel.State, because(rel.Reason))
+		if rel.Traffic != nil {
+			fmt.Fprintln(a.out, rel.Traffic.Text)
+		}
 		t := &table{head: []string{"SERVICE", "IMAGE", "REVISION", "REPLICAS", "CONFIGS", "SECRETS"}}
 		for _, s := range rel.Services {
 			t.add(s.Name, s.Image, strconv.Itoa(s.Revision), strconv.Itoa(s.Replicas), numbered(s.Configs), numbered(s.Secrets))
@@ -354,20 +357,23 @@ func (a *app) releases(ctx context.Context, number int) error {
 	if err != nil {
 		return err
 	}
-	t := &table{head: []string{"RELEASE", "STATE", "CREATED", "MESSAGE"}}
+	t := &table{head: []string{"RELEASE", "STATE", "CREATED", "REQUESTS", "FAILED", "MESSAGE"}}
 	for _, r := range all {
 		state := string(r.State)
 		if r.Wanted {
 			state += " *"
 		}
-		msg := r.Message
+		msg, requests, failed := r.Message, "", ""
+		if n := r.Traffic; n != nil {
+			requests, failed = strconv.FormatUint(n.Requests, 10), strconv.FormatUint(n.Failed, 10)
+		}
 		switch {
 		case r.Restores > 0:
 			msg = strings.TrimSpace(fmt.Sprintf("back to r%d %s", r.Restores, msg))
 		case r.Reason != "":
 			msg = strings.TrimSpace(msg + " " + r.Reason)
 		}
-		t.add("r"+strconv.Itoa(r.Number), state, a.ago(r.Created), msg)
+		t.add("r"+strconv.Itoa(r.Number), state, a.ago(r.Created), requests, failed, msg)
 	}
 	return list(a, all, t, func(r api.Release) string { return "r" + strconv.Itoa(r.Number) })
 }

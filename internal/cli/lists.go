@@ -277,6 +277,9 @@ func (a *app) printStatus(st api.Status) error {
 	}
 	if a.output != "name" && !a.quiet {
 		fmt.Fprintf(a.out, "stack %s: %s, release %d %s%s\n", st.Stack.Name, a.paint(health, colour), st.Release.Number, state, clean(because(st.Release.Reason)))
+		if n := st.Release.Traffic; n != nil {
+			fmt.Fprintln(a.out, n.Text)
+		}
 	}
 	t := &table{head: []string{"SERVICE", "MODE", "REPLICAS", "IMAGE", "PORTS", "STATUS"}}
 	for _, s := range st.Services {

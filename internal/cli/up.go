@@ -218,13 +218,17 @@ func (a *app) releaseEnd(ctx context.Context, c *client.Client, st api.Status, r
 		if st.Release.ID == ours.ID && !st.Healthy {
 			return false, nil
 		}
-		p.end(fmt.Sprintf("release %d of %s is complete and healthy (%s)", res.Release, res.Name, took), res, "complete")
+		message := fmt.Sprintf("release %d of %s is complete and healthy (%s)", res.Release, res.Name, took)
+		if text := counted(ctx, c, res.Name, ours.Number); text != "" {
+			message += "\n" + text
+		}
+		p.end(message, res, "complete")
 		return true, nil
 	case cluster.ReleaseRolledBack:
 		if st.Release.State == cluster.ReleaseDeploying {
 			return false, nil // the release that takes its place is still on its way
 		}
-		p.end("", res, "rolled-back")
+		p.end(counted(ctx, c, res.Name, ours.Number), res, "rolled-back")
 		e := api.Errorf(api.CodeConflict, "release %d of %s failed and was rolled back to release %d%s", res.Release, res.Name, st.Release.Restores, because(ours.Reason))
 		return true, &exitError{api.ExitRolledBack, e.WithMend("see `baton events -s %s` and `baton logs -s %s`", res.Name, res.Name)}
 	case cluster.ReleaseFailed:

@@ -44,6 +44,7 @@ var rooms = []room{
 	{2, "internal/plan/ipam", "", "addresses, pure; the scheduler keeps host ports with it"},
 	{3, "internal/plan/reconcile", "", "tasks wanted, pure"},
 	{3, "internal/plan/autoscale", "", "how many tasks, pure"},
+	{2, "internal/plan/gate", "", "whether a revision's requests are as good as the stable one's, pure"},
 	{3, "internal/plan/release", "", "what a deployment changes, pure"},
 	{3, "internal/plan/schedule", "", "tasks placed, pure"},
 	{4, "internal/plan", "", "the test that planners are pure; itself no code"},

@@ -43,6 +43,7 @@ type Engine struct {
 	members map[cluster.ID]*cluster.Node
 	balance balance
 	scaler  scaler
+	gates   map[cluster.ID]*judging // by service
 }
 
 // holding is the address that a task occupies.
@@ -95,6 +96,7 @@ func (e *Engine) reset() {
 	e.agenda, e.members = newAgenda(), nil
 	e.refused = make(map[key]int)
 	e.scaler.services, e.scaler.resting = make(map[cluster.ID]*scaling), make(map[cluster.ID]bool)
+	e.gates = make(map[cluster.ID]*judging)
 	e.balance = balance{on: e.balance.on, moved: make(map[cluster.ID]bool)}
 }
 
@@ -243,6 +245,7 @@ func (e *Engine) deleted(r store.Ref) {
 		}
 		e.agenda.drop(key{kind: cluster.KindService, id: r.ID})
 		e.forgetScale(r.ID)
+		delete(e.gates, r.ID)
 	}
 }
 

@@ -39,11 +39,14 @@ type Answers interface {
 	Answer(service cluster.ID) (value float64, at time.Time, ok bool)
 }
 
-// Sources are what autoscaling looks at; each may be nil, and then says nothing: numbers are held as they are.
+// Sources are what was measured, for autoscaling and for judging releases; each may be nil, and then says nothing: numbers are held as they
+// are, and releases are not counted.
 type Sources struct {
 	Measures Measures
 	Wants    Wants
 	Answers  Answers
+	Counts   Counts
+	Requests Requests
 }
 
 const (

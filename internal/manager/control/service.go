@@ -32,8 +32,11 @@ func (e *Engine) decideService(id cluster.ID, now time.Time, acked cluster.Versi
 		return e.addressService(d, svc)
 	}
 	in := e.input(svc, now, acked)
+	d.wake = e.judge(&in)
 	p := reconcile.Reconcile(in)
-	d.wake = p.WakeAt
+	if d.wake.IsZero() || !p.WakeAt.IsZero() && p.WakeAt.Before(d.wake) {
+		d.wake = p.WakeAt
+	}
 	w := serviceWriter{engine: e, decision: &d, service: svc, now: now, tasks: in.Tasks}
 	if cut, ok := firstMoves(p); ok {
 		d.again = true

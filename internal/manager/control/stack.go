@@ -43,6 +43,7 @@ func (e *Engine) decideStack(id cluster.ID, now time.Time) (Decision, error) {
 			Stack: id, Release: why.Release, Service: why.Service,
 		})
 	}
+	e.countReleases(&d, st, written(p.Put, p.Delete), now)
 	return d, nil
 }
 

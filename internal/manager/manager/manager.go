@@ -145,13 +145,14 @@ func Open(ctx context.Context, cfg Config) (_ *Manager, err error) {
 	m.newLoad()
 	m.dispatcher = dispatch.New(dispatch.Config{Store: m.store, Log: m.log, Opener: m.sealer, Logger: cfg.Logger, Now: time.Now, Attendant: m, Measured: m.measured})
 	m.queries = control.NewQueries(m.store, cfg.Logger)
+	counts := counts{m.load.keeper, time.Now()}
 	measures := cfg.Measures
 	if measures == nil {
 		measures = loads{m.load.keeper}
 	}
 	m.controller = control.New(control.Config{
 		Store: m.store, Log: m.raft, Acks: m.roster, Logger: cfg.Logger, Seed: seed(cfg.NodeID), Now: cfg.Now,
-		Sources: control.Sources{Measures: measures, Wants: m.roster, Answers: m.queries},
+		Sources: control.Sources{Measures: measures, Wants: m.roster, Answers: m.queries, Counts: counts, Requests: counts},
 	})
 	m.api = server.New(server.Config{
 		Log: m.log, Store: m.store, Nodes: m.nodes, Self: cfg.NodeID, Sealer: m.sealer, Keeper: m.keeper, Members: m.membersNow, Backup: m.backup,

@@ -91,6 +91,7 @@ type service struct {
 type task struct {
 	service cluster.ID
 	ring    ring
+	total   []byte // packed sums of its requests
 	use     agentapi.TaskUse
 	seen    time.Time // when use was told; zero: it was not
 }
@@ -265,6 +266,7 @@ func (k *Keeper) add(id, of cluster.ID, s *sums, from, to time.Time) {
 	if t, ok := k.cfg.Task(of); ok && t.Service == id {
 		if t := k.task(of, id); t != nil {
 			t.ring.add(s, from, to)
+			t.count(s)
 		}
 	}
 }

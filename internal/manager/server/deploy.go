@@ -228,6 +228,9 @@ func levels(snap store.Snapshot, want *spec.Stack) error {
 		if v.Autoscale != nil && have < cluster.LevelAutoscale {
 			return needs(cluster.LevelAutoscale, "services."+v.Name+".x-autoscale")
 		}
+		if v.Update.Gates.Any() && have < cluster.LevelTraffic {
+			return needs(cluster.LevelTraffic, "services."+v.Name+".x-rollout.gates")
+		}
 	}
 	return nil
 }

@@ -101,6 +101,7 @@ func (s *Server) stackRoutes() {
 			}
 			out := reader{snap}.status(st)
 			s.addLoads(snap, &out)
+			s.addTraffic(snap, out.Release.ID, &out.Release)
 			return out, nil
 		})
 	stream(s, operation{method: http.MethodGet, path: "/v1/stacks/{stack}/watch", id: "watchStack", summary: "The status of a stack, now and at each change, until it is gone", tag: "stacks"},

@@ -245,7 +245,9 @@ func (s *Server) listReleases(stack string) ([]api.Release, error) {
 	}
 	out := []api.Release{}
 	for rel := range snap.ReleasesByStack(st.ID) {
-		out = append(out, reader{snap}.releaseDoc(st, rel, false))
+		doc := reader{snap}.releaseDoc(st, rel, false)
+		s.addTraffic(snap, rel.ID, &doc)
+		out = append(out, doc)
 	}
 	slices.SortFunc(out, func(a, b api.Release) int { return cmp.Compare(b.Number, a.Number) })
 	return out, nil
@@ -261,7 +263,9 @@ func (s *Server) getRelease(stack string, number int) (api.Release, error) {
 	if !ok {
 		return api.Release{}, api.Errorf(api.CodeNotFound, "stack %s has no release %d", stack, number).WithMend("see `baton releases`")
 	}
-	return reader{snap}.releaseDoc(st, rel, true), nil
+	doc := reader{snap}.releaseDoc(st, rel, true)
+	s.addTraffic(snap, rel.ID, &doc)
+	return doc, nil
 }
 
 // rollback brings back an earlier release as a new one.

@@ -139,6 +139,8 @@ type Release struct {
 	State  ReleaseState `json:"state"`
 	Ended  time.Time    `json:"ended,omitzero"`
 	Reason string       `json:"reason,omitempty"`
+	// Traffic is what clients had of its rollouts, counted once it has ended; nil before, and where no changed service has requests counted.
+	Traffic *Traffic `json:"traffic,omitempty" cbor:"traffic,omitempty"`
 }
 
 // Kind implements Object.
@@ -176,6 +178,9 @@ type Rollout struct {
 	Reason    string    `json:"reason,omitempty"`
 	// Undo is true when this rollout brings back the revision before a failed one: the rollback policy applies.
 	Undo bool `json:"undo,omitempty"`
+	// PassedAt is when the gates let the rollout go on, with Judged as the reason; zero: they have not, or there are none.
+	PassedAt time.Time `json:"passedAt,omitzero" cbor:"passedAt,omitzero"`
+	Judged   string    `json:"judged,omitempty" cbor:"judged,omitempty"`
 }
 
 // Service is one part of a stack. The planners keep Status current.

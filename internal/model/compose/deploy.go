@@ -171,7 +171,7 @@ func (c *converter) placement() {
 	}
 }
 
-// rollout reads the parts of x-rollout that are honoured.
+// rollout reads x-rollout.
 func (c *converter) rollout() {
 	x, ok := c.in.Extensions["x-rollout"]
 	if !ok {
@@ -186,6 +186,7 @@ func (c *converter) rollout() {
 		c.out.Update.Deadline = duration(c.rep, path+".deadline", v)
 		c.out.Rollback.Deadline = c.out.Update.Deadline
 	}
+	c.judged(path, m)
 }
 
 // duration reads a time of one of our own keys.

@@ -35,8 +35,8 @@ var extensions = []extension{
 	{"x-baton", []string{levelTop}, warned, "there is one namespace, and nobody is notified yet",
 		[]string{"cluster", "namespace", "on_failure", "notify"}, []string{"cluster", "on_failure"}},
 	{"x-probes", []string{levelService}, honoured, "", []string{"ready", "live", "start"}, []string{"ready", "live", "start"}},
-	{"x-rollout", []string{levelService}, warned, "tasks are updated as deploy.update_config says",
-		[]string{"strategy", "steps", "bake", "gates", "drain", "deadline", "manual"}, []string{"drain", "deadline"}},
+	// The converter refuses canary, blue-green, steps and manual: without them more clients would meet a new revision than the file allows.
+	{"x-rollout", []string{levelService}, honoured, "", rolloutKeys, rolloutKeys},
 	{"x-placement", []string{levelService}, warned, "use deploy.placement",
 		[]string{"strategy", "near", "away_from"}, []string{"strategy"}},
 	{"x-storage", []string{levelVolume}, warned, "the volume is a directory on one node",

@@ -28,6 +28,8 @@ const (
 	defaultLogFiles         = 3
 	defaultFileMode         = 0o444
 
+	defaultBake = time.Minute
+
 	// parallelismAbove is the number of replicas up to which a rollout moves one slot at a time.
 	parallelismAbove = 8
 )
@@ -167,6 +169,9 @@ func (v *Service) setDefaults(s *Stack) {
 		order = StopFirst
 	}
 	v.Update.setDefaults(v, order, FailureRollback)
+	if v.Update.Gates.Any() {
+		setDefault(&v.Update.Bake, defaultBake)
+	}
 	v.Rollback.setDefaults(v, v.Update.Order, FailurePause)
 }
 

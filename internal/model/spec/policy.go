@@ -106,7 +106,23 @@ type UpdatePolicy struct {
 	FailureAction FailureAction `json:"failureAction"`
 	// MaxFailureRatio of failed new tasks, in [0,1], that is tolerated; default 0.
 	MaxFailureRatio float64 `json:"maxFailureRatio,omitempty"`
+	// Gates judge the new tasks by their requests before the first old task they replace goes, for Bake at most; default 1 min. Not
+	// for rollbacks.
+	Gates Gates         `json:"gates,omitzero"`
+	Bake  time.Duration `json:"bake,omitempty"`
 }
+
+// Gates are what the requests of a new revision must show; zero fields are not looked at.
+type Gates struct {
+	// ErrorRate is the share of requests, in (0,1), of which fewer must fail.
+	ErrorRate float64 `json:"errorRate,omitempty"`
+	// P95 is within what 95 of 100 requests must be answered; P95Stable is that as a multiple of what the stable revision takes.
+	P95       time.Duration `json:"p95,omitempty"`
+	P95Stable float64       `json:"p95Stable,omitempty"`
+}
+
+// Any reports whether there is anything to look at.
+func (g Gates) Any() bool { return g != Gates{} }
 
 // DependencyCondition says what a service waits for.
 type DependencyCondition string

@@ -280,6 +280,7 @@ func (c *checker) policies(at string, v *Service) {
 	}
 	c.update(at+"update.", v.Update, FailureRollback, FailurePause, FailureContinue)
 	c.update(at+"rollback.", v.Rollback, FailurePause, FailureContinue)
+	c.gates(at, v)
 	if why, exclusive := v.exclusive(c.stack); exclusive {
 		// The rollback's order defaults to the update's: one message is enough.
 		path := "update.order"

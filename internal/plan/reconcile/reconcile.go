@@ -72,8 +72,10 @@ type Input struct {
 	// Exclusive is true when the service uses a single-writer volume: a task is started only once no other task of the
 	// slot can still run, also on nodes that are out of reach.
 	Exclusive bool
-	Limits    Limits
-	Now       time.Time
+	// Verdict is what the gates say of the rollout under way.
+	Verdict Verdict
+	Limits  Limits
+	Now     time.Time
 }
 
 // Change moves a task's desired state forward, or declares it lost with its node.
@@ -111,6 +113,7 @@ const (
 	WhyComplete = "rollout.complete" // a rollout ends well
 	WhyPause    = "rollout.paused"   // a failure pauses it
 	WhyFail     = "rollout.failed"   // a failure ends it
+	WhyJudged   = "rollout.judged"   // the gates let it go on
 )
 
 // Reason explains one decision.

@@ -19,6 +19,7 @@ func (p *planner) rollout() (candidates []*slot) {
 		p.policy = p.rev.Spec.Rollback
 	}
 	p.judge()
+	p.verdict()
 	// Only the first tasks of a revision wait for other services, and those of a rollback do not.
 	p.hold = p.in.Blocked != "" && p.roll.State == cluster.RolloutUpdating && p.roll.LastBatch.IsZero() &&
 		!p.roll.Undo && !p.same(p.roll.From, p.roll.To)

@@ -112,6 +112,9 @@ func (p *planner) handOff(s *slot, keep *cluster.Task) {
 		p.wait("slot %d: %s", s.slot, keep.Reason)
 	}
 	for _, t := range s.other {
+		if p.keepsOld(s, t) {
+			continue
+		}
 		if p.stopFirst(s) || p.proven(s, keep, t) {
 			p.leave(s, t, p.successor(s, t, keep))
 		}
