@@ -214,6 +214,11 @@ func levels(snap store.Snapshot, want *spec.Stack) error {
 		if len(v.Ingress) > 0 && have < cluster.LevelIngress {
 			return needs(cluster.LevelIngress, "services."+v.Name+".x-ingress")
 		}
+		for i, g := range v.Ingress {
+			if g.TLS.Enabled() && have < cluster.LevelTraffic {
+				return needs(cluster.LevelTraffic, fmt.Sprintf("services.%s.x-ingress[%d].tls", v.Name, i))
+			}
+		}
 		if v.Autoscale != nil && have < cluster.LevelAutoscale {
 			return needs(cluster.LevelAutoscale, "services."+v.Name+".x-autoscale")
 		}

@@ -26,10 +26,12 @@ const (
 	LevelIngress Level = 3
 	// LevelAutoscale has services whose number of tasks follows their load, and edges that hold requests for one that rests.
 	LevelAutoscale Level = 4
+	// LevelTraffic has ingress rules with TLS and further keys, and rollouts judged by traffic.
+	LevelTraffic Level = 5
 )
 
 // levelNewest is the highest level that this version knows.
-const levelNewest = LevelAutoscale
+const levelNewest = LevelTraffic
 
 // levelText is another number for levelNewest, for builds that stand for a neighbouring version in tests. The linker sets it.
 var levelText string

@@ -42,9 +42,9 @@ var extensions = []extension{
 	{"x-storage", []string{levelVolume}, warned, "the volume is a directory on one node",
 		[]string{"size", "class", "access", "copies", "on_loss", "snapshots", "backup"}, []string{"access", "on_loss"}},
 	// The converter reports redirect, auth and allow itself: without them a rule would show what the file hides.
-	{"x-ingress", []string{levelService}, warned, "the rule is served without them, as plain HTTP; gRPC is known by its content type",
+	{"x-ingress", []string{levelService}, warned, "the rule is served without them; gRPC is known by its content type",
 		[]string{"host", "path", "port", "tls", "redirect", "sticky", "headers", "auth", "rate_limit", "body_limit", "timeout", "allow", "weight", "protocol"},
-		[]string{"host", "path", "port", "redirect", "auth", "allow"}},
+		[]string{"host", "path", "port", "tls", "redirect", "auth", "allow"}},
 	{"x-autoscale", []string{levelService}, honoured, "", autoscaleKeys, autoscaleKeys},
 	{"x-cron", []string{levelService}, refused, "schedules are not run yet; remove the service, or give it a profile",
 		[]string{"schedule", "tz", "overlap", "deadline", "catch_up", "keep"}, nil},

@@ -48,6 +48,7 @@ func (c *converter) ingressRule(path string, m map[string]any) {
 		return
 	}
 	g := spec.Ingress{Host: text(c.rep, join(path, "host"), m["host"]), Path: text(c.rep, join(path, "path"), m["path"])}
+	g.TLS = c.ingressTLS(join(path, "tls"), m["tls"])
 	if port := text(c.rep, join(path, "port"), m["port"]); port != "" {
 		g.Port = c.port(join(path, "port"), port)
 	} else if found := c.shownPorts(); len(found) == 1 {

@@ -25,6 +25,8 @@ type Ingress struct {
 	Path string `json:"path"`
 	// Port of the tasks; default: the only TCP port that the service publishes.
 	Port uint16 `json:"port"`
+	// TLS says whose certificate the rule is served with; zero: it is served as plain HTTP.
+	TLS IngressTLS `json:"tls,omitzero"`
 }
 
 // Key is the same for two rules that match the same requests.
@@ -96,6 +98,7 @@ func (c *checker) ingress(at string, v *Service) {
 		case path.Clean(g.Path) != g.Path:
 			c.add(p+"path", "path "+quote(g.Path)+" has empty or dot segments", "write "+path.Clean(g.Path))
 		}
+		c.ingressTLS(p, g)
 		if g.Port == 0 {
 			c.add(p+"port", "no port of the service to send requests to", "give one from 1 to 65535")
 		}
@@ -119,12 +122,13 @@ func (c *checker) ingressRules() {
 	if len(owners) == 0 {
 		return
 	}
+	secure := c.ingressHosts()
 	for i := range c.stack.Services {
 		v := &c.stack.Services[i]
 		for j, p := range v.Ports {
-			if p.Published == IngressPort && p.Protocol == "tcp" {
+			if p.Protocol == "tcp" && (p.Published == IngressPort || secure && p.Published == IngressPortTLS) {
 				c.add(fmt.Sprintf("services.%s.ports[%d].published", v.Name, j),
-					fmt.Sprintf("port %d/tcp is where ingress rules are served", IngressPort), "give the service a rule instead, or choose another port")
+					fmt.Sprintf("port %d/tcp is where ingress rules are served", p.Published), "give the service a rule instead, or choose another port")
 			}
 		}
 	}

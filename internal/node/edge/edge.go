@@ -60,6 +60,8 @@ type Edge struct {
 	held     holder
 	changed  chan struct{} // the table was replaced
 
+	certificates atomic.Pointer[certificates]
+
 	mu       sync.Mutex // of Apply, and of backends
 	backends map[netip.AddrPort]*backend
 }
@@ -76,6 +78,7 @@ func New(cfg Config) *Edge {
 	e.counters.of = make(map[series]*counter)
 	e.held = newHolder(cfg.Wake)
 	e.table.Store(newTable(nil, nil))
+	e.follow(agentapi.NetworkState{})
 	e.proxy = e.newProxy()
 	return e
 }
@@ -87,6 +90,7 @@ func (e *Edge) Apply(s agentapi.NetworkState) {
 	from := &source{edge: e, now: time.Now(), used: make(map[netip.AddrPort]bool), counters: make(map[*counter]bool)}
 	next := newTable(s.Services, from)
 	used := from.used
+	e.follow(s)
 	e.counters.keep(from.counters, from.now)
 	for address, b := range e.backends {
 		if used[address] {

@@ -22,6 +22,7 @@ type route struct {
 	service  string   // stack/service, for the log
 	counter  *counter // of the requests that no task has
 	hold     *hold    // nil: a request that finds no endpoint is refused
+	tls      bool     // plain HTTP is sent to https
 	backends []*backend
 }
 
@@ -52,7 +53,7 @@ func newTable(services []agentapi.Service, from sources) *table {
 	slices.SortFunc(ruled, func(a, b *agentapi.Service) int { return slices.Compare(a.ID[:], b.ID[:]) })
 	for _, s := range ruled {
 		for _, g := range s.Ingress {
-			r := &route{path: g.Path, service: s.Stack + "/" + s.Name, counter: from.counter(s.ID), hold: newHold(s)}
+			r := &route{path: g.Path, service: s.Stack + "/" + s.Name, counter: from.counter(s.ID), hold: newHold(s), tls: g.TLS.Enabled()}
 			for _, p := range s.Endpoints {
 				r.backends = append(r.backends, from.backend(netip.AddrPortFrom(p.Address, g.Port), s.ID, p.Task))
 			}
