@@ -207,7 +207,7 @@ services:
     gpus: all
     blkio_config: { weight: 300 }
     networks: { n: { ipv4_address: 10.0.0.2 } }
-    x-ingress: [{ host: example.com, port: 80, tls: auto }]
+    x-ingress: [{ host: example.com, port: 80, sticky: true }]
     x-allow-from: [b]
     post_start: [{ command: [x] }]
     links: ["b:database"]
