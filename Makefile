@@ -41,8 +41,13 @@ bundle: preflight ## the runtime, compressed, where the binary embeds it
 images: preflight ## images for tests and examples, as archives in build/out/images
 	go run ./build/images/cmd -out build/out/images
 
+.PHONY: pebble
+pebble: ## the ACME server that tests obtain certificates from
+	cd build/pebble && CGO_ENABLED=0 go build -trimpath -o ../out/pebble/ \
+	  github.com/letsencrypt/pebble/v2/cmd/pebble github.com/letsencrypt/pebble/v2/cmd/pebble-challtestsrv
+
 .PHONY: test
-test: build images ## all tests, those on real containers included (as root)
+test: build images pebble ## all tests, those on real containers included (as root)
 	@build/preflight.sh run
 	@echo "== packages"
 	packages=$$(go list ./... | grep -v /test/e2e); go test -p $(TEST_PACKAGES_AT_ONCE) -timeout $(TEST_TIMEOUT) $$packages

@@ -68,6 +68,8 @@ require github.com/adhocore/gronx v1.20.4
 
 require golang.org/x/time v0.16.0
 
+require github.com/mholt/acmez/v3 v3.1.7
+
 require (
 	filippo.io/hpke v0.4.0 // indirect
 	github.com/Microsoft/go-winio v0.6.3-0.20251027160822-ad3df93bed29 // indirect

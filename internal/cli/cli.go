@@ -226,7 +226,7 @@ Give it the Compose file you already own:
 	a.add(root, "deploy", a.upCmd(), a.downCmd(), a.planCmd(), a.configCmd(), a.releasesCmd(), a.rollbackCmd())
 	a.add(root, "look", a.lsCmd(), a.psCmd(), a.statusCmd(), a.whyCmd(), a.logsCmd(), a.eventsCmd(), a.topCmd(), a.statsCmd())
 	a.add(root, "act", a.execCmd(), a.cpCmd(), a.portForwardCmd(), a.scaleCmd(), a.restartCmd())
-	a.add(root, "keep", a.secretCmd(), a.cfgCmd(), a.volumeCmd(), a.imageCmd(), a.registryCmd())
+	a.add(root, "keep", a.secretCmd(), a.cfgCmd(), a.volumeCmd(), a.imageCmd(), a.registryCmd(), a.certCmd())
 	a.add(root, "node", a.serverCmd(), a.initCmd(), a.joinCmd(), a.resetCmd(), a.nodeCmd(), a.tokenCmd(), a.clusterCmd(), a.contextCmd())
 	root.AddCommand(a.versionCmd())
 	return root

@@ -58,6 +58,7 @@ var rooms = []room{
 	{5, "internal/manager/control", "manager", "the leader's loop"},
 	{5, "internal/manager/dispatch", "manager", "agents' sessions"},
 	{5, "internal/manager/server", "manager", "the public API"},
+	{5, "internal/manager/certificate", "manager", "the certificates of ingress rules"},
 	{6, "internal/manager/manager", "manager", "composes its wing"},
 	{3, "internal/node/agent", "node", "runs what is assigned"},
 	{4, "internal/node/logger", "node", "the process that keeps a task's output; imports nothing of ours"},

@@ -143,7 +143,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 func Watched() store.Filter {
 	return store.Filter{Kinds: []cluster.Kind{
 		cluster.KindTask, cluster.KindService, cluster.KindNetwork, cluster.KindVolume, cluster.KindNode, cluster.KindSettings,
-		cluster.KindAuthority, cluster.KindRegistry,
+		cluster.KindAuthority, cluster.KindRegistry, cluster.KindCertificate,
 	}}
 }
 

@@ -71,7 +71,7 @@ func (v *view) merge(d store.Delta) {
 		case *cluster.Service:
 			v.serviceChanged(o)
 			v.roll(o)
-		case *cluster.Network:
+		case *cluster.Network, *cluster.Certificate:
 			v.generation++
 		case *cluster.Node, *cluster.Settings, *cluster.Authority:
 			nodes = true
@@ -87,6 +87,8 @@ func (v *view) merge(d store.Delta) {
 			}
 			v.move(r.ID, place{})
 			delete(v.places, r.ID)
+		case cluster.KindCertificate:
+			v.generation++
 		case cluster.KindService, cluster.KindNetwork:
 			delete(v.rolling, r.ID)
 			v.generation++
@@ -359,6 +361,7 @@ func (v *view) network() *agentapi.NetworkState {
 		slices.SortFunc(out.Endpoints, func(a, b agentapi.Endpoint) int { return compareIDs(a.Task, b.Task) })
 		st.Services = append(st.Services, out)
 	}
+	v.certificates(st)
 	v.state, v.built = st, v.generation
 	return st
 }

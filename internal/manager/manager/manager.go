@@ -334,6 +334,7 @@ func (m *Manager) begin(ctx context.Context, term consensus.Term) (stop func()) 
 	})
 	loops.Go(func() { m.follow(ctx) })
 	loops.Go(func() { m.queries.Run(ctx) })
+	loops.Go(func() { m.certificates().Run(ctx) })
 	return func() {
 		m.leads.Store(false)
 		cancel()

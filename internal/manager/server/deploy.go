@@ -221,7 +221,7 @@ func levels(snap store.Snapshot, want *spec.Stack) error {
 			return needs(cluster.LevelIngress, "services."+v.Name+".x-ingress")
 		}
 		for i, g := range v.Ingress {
-			if g.Further() && have < cluster.LevelTraffic {
+			if (g.Further() || g.TLS.Enabled()) && have < cluster.LevelTraffic {
 				return needs(cluster.LevelTraffic, fmt.Sprintf("services.%s.x-ingress[%d] with more than host, path and port", v.Name, i))
 			}
 		}

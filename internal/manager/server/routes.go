@@ -46,6 +46,7 @@ func (s *Server) routes() {
 	s.configContentRoute()
 	s.storageRoutes()
 	s.registryRoutes()
+	s.certificateRoutes()
 	s.eventRoutes()
 	s.taskStreamRoutes()
 }

@@ -99,10 +99,11 @@ const (
 	KindJoinToken
 	KindRegistry
 	KindLoadedImage
-	KindMax = KindLoadedImage
+	KindCertificate // since LevelTraffic
+	KindMax         = KindCertificate
 )
 
-var kindNames = [...]string{"", "node", "stack", "release", "service", "revision", "task", "network", "volume", "secret", "config", "event", "settings", "authority", "token", "registry", "image"}
+var kindNames = [...]string{"", "node", "stack", "release", "service", "revision", "task", "network", "volume", "secret", "config", "event", "settings", "authority", "token", "registry", "image", "certificate"}
 
 func (k Kind) String() string {
 	if int(k) < len(kindNames) {
@@ -164,6 +165,8 @@ func New(k Kind) Object {
 		return new(Registry)
 	case KindLoadedImage:
 		return new(LoadedImage)
+	case KindCertificate:
+		return new(Certificate)
 	}
 	return nil
 }

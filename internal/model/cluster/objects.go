@@ -395,6 +395,8 @@ type Settings struct {
 	RebalanceAt time.Time `json:"rebalanceAt,omitzero" cbor:"rebalanceAt,omitzero"`
 	// Unlock is the key that opens the sealing key on the managers' disks, sealed with that; empty: they lie there in clear.
 	Unlock []byte `json:"-" cbor:"unlock,omitempty"`
+	// ACME is where certificates are obtained; nil: from the default.
+	ACME *ACME `json:"acme,omitempty"`
 }
 
 // Mesh is how packets go from a node's tasks to those of another.

@@ -45,7 +45,7 @@ var extensions = []extension{
 	{"x-ingress", []string{levelService}, warned, "the rule is served without them",
 		[]string{"host", "path", "port", "tls", "redirect", "sticky", "headers", "auth", "rate_limit", "body_limit", "timeout", "allow", "weight", "protocol",
 			"trusted", "access_log"},
-		[]string{"host", "path", "port", "redirect", "sticky", "headers", "auth", "rate_limit", "body_limit", "timeout", "allow", "protocol",
+		[]string{"host", "path", "port", "tls", "redirect", "sticky", "headers", "auth", "rate_limit", "body_limit", "timeout", "allow", "protocol",
 			"trusted", "access_log"}},
 	{"x-autoscale", []string{levelService}, honoured, "", autoscaleKeys, autoscaleKeys},
 	{"x-cron", []string{levelService}, refused, "schedules are not run yet; remove the service, or give it a profile",

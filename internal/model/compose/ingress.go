@@ -44,6 +44,7 @@ func (c *converter) ingressRule(path string, m map[string]any) {
 		return
 	}
 	g := spec.Ingress{Host: text(c.rep, join(path, "host"), m["host"]), Path: text(c.rep, join(path, "path"), m["path"])}
+	g.TLS = c.ingressTLS(join(path, "tls"), m["tls"])
 	g.RuleKeys = c.ruleKeys(path, m)
 	if g.Redirect != nil {
 		if _, set := m["port"]; set {

@@ -26,6 +26,8 @@ type Ingress struct {
 	// Port of the tasks; default: the only TCP port that the service publishes. Zero with Redirect.
 	Port uint16 `json:"port"`
 	RuleKeys
+	// TLS says whose certificate the rule is served with; zero: it is served as plain HTTP.
+	TLS IngressTLS `json:"tls,omitzero"`
 }
 
 // Key is the same for two rules that match the same requests.
@@ -100,6 +102,7 @@ func (c *checker) ingress(at string, v *Service) {
 		case path.Clean(g.Path) != g.Path:
 			c.add(p+"path", "path "+quote(g.Path)+" has empty or dot segments", "write "+path.Clean(g.Path))
 		}
+		c.ingressTLS(p, g)
 		c.ruleKeys(p, &g.RuleKeys)
 		if g.Redirect != nil {
 			if g.Port != 0 {
@@ -130,12 +133,13 @@ func (c *checker) ingressRules() {
 	if len(owners) == 0 {
 		return
 	}
+	secure := c.ingressHosts()
 	for i := range c.stack.Services {
 		v := &c.stack.Services[i]
 		for j, p := range v.Ports {
-			if p.Published == IngressPort && p.Protocol == "tcp" {
+			if p.Protocol == "tcp" && (p.Published == IngressPort || secure && p.Published == IngressPortTLS) {
 				c.add(fmt.Sprintf("services.%s.ports[%d].published", v.Name, j),
-					fmt.Sprintf("port %d/tcp is where ingress rules are served", IngressPort), "give the service a rule instead, or choose another port")
+					fmt.Sprintf("port %d/tcp is where ingress rules are served", p.Published), "give the service a rule instead, or choose another port")
 			}
 		}
 	}

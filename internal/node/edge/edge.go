@@ -64,6 +64,8 @@ type Edge struct {
 	limits   limiters      // of Apply
 	changed  chan struct{} // the table was replaced
 
+	certificates atomic.Pointer[certificates]
+
 	mu       sync.Mutex // of Apply, and of backends
 	backends map[netip.AddrPort]*backend
 }
@@ -80,6 +82,7 @@ func New(cfg Config) *Edge {
 	e.counters.of = make(map[series]*counter)
 	e.held = newHolder(cfg.Wake)
 	e.table.Store(newTable(nil, nil))
+	e.follow(agentapi.NetworkState{})
 	e.proxy = e.newProxy()
 	return e
 }
@@ -92,6 +95,7 @@ func (e *Edge) Apply(s agentapi.NetworkState) {
 	next := newTable(s.Services, from)
 	used := from.used
 	maps.DeleteFunc(e.limits, func(k limiterKey, _ *limiter) bool { return !from.limits[k] })
+	e.follow(s)
 	e.counters.keep(from.counters, from.now)
 	for address, b := range e.backends {
 		if used[address] {

@@ -80,12 +80,18 @@ func (e *Edge) answer(rec *recorder, r *http.Request) {
 		http.Error(rec, "this is no forward proxy", http.StatusMethodNotAllowed)
 		return
 	}
+	if e.challenge(rec, r) {
+		return
+	}
 	rule := e.table.Load().find(r.Host, r.URL.Path)
 	if rule == nil {
 		http.Error(rec, "no rule for this host and path", http.StatusNotFound)
 		return
 	}
 	service = rule.service
+	if e.misdirected(rec, r, rule) {
+		return
+	}
 	x.rule = rule
 	x.counted(rule.counter)
 	e.forward(rec, r, x)
@@ -203,6 +209,9 @@ func forwarded(r *http.Request) string {
 	s := "for=" + client
 	if r.Host != "" && !strings.ContainsAny(r.Host, `"\`) {
 		s += `;host="` + r.Host + `"`
+	}
+	if r.TLS != nil {
+		return s + ";proto=https"
 	}
 	return s + ";proto=http"
 }

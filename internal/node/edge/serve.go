@@ -2,6 +2,7 @@ package edge
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net"
@@ -94,12 +95,25 @@ func (e *Edge) Serve(ctx context.Context, l net.Listener) error {
 // ServeUntil is Serve that stops also when quit is closed: nothing is accepted any more, connections end with their next answer, idle
 // ones after a few seconds, and requests under way have grace to end, WebSockets among them, unless ctx ends meanwhile.
 func (e *Edge) ServeUntil(ctx context.Context, quit <-chan struct{}, grace time.Duration, l net.Listener) error {
+	return e.serveUntil(ctx, quit, grace, l, nil)
+}
+
+// serveUntil serves with TLS if it gets a configuration for it.
+func (e *Edge) serveUntil(ctx context.Context, quit <-chan struct{}, grace time.Duration, l net.Listener, secure *tls.Config) error {
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	inside := presence{max: e.cfg.RequestsMax}
 	srv := e.server(base, quit, &inside)
+	limited := newLimited(l, e.cfg.ConnectionsMax)
+	serve := func() error { return srv.Serve(limited) }
+	if secure != nil {
+		srv.TLSConfig = secure
+		srv.Protocols.SetUnencryptedHTTP2(false)
+		srv.Protocols.SetHTTP2(true)
+		serve = func() error { return srv.ServeTLS(limited, "", "") }
+	}
 	failed := make(chan error, 1)
-	go func() { failed <- srv.Serve(newLimited(l, e.cfg.ConnectionsMax)) }()
+	go func() { failed <- serve() }()
 	var err error
 	running := true
 	select {

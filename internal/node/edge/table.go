@@ -23,6 +23,7 @@ type route struct {
 	service  string   // stack/service, for the log
 	counter  *counter // of the requests that no task has
 	hold     *hold    // nil: a request that finds no endpoint is refused
+	tls      bool     // plain HTTP is sent to https
 	backends []*backend
 	policy   *policy // nil: the request goes to a task as it is
 	sticky   *sticky // nil: every request may go to another task
@@ -56,7 +57,10 @@ func newTable(services []agentapi.Service, from sources) *table {
 	slices.SortFunc(ruled, func(a, b *agentapi.Service) int { return slices.Compare(a.ID[:], b.ID[:]) })
 	for _, s := range ruled {
 		for _, g := range s.Ingress {
-			r := &route{path: g.Path, service: s.Stack + "/" + s.Name, counter: from.counter(s.ID), hold: newHold(s), policy: newPolicy(&g.RuleKeys, from.limiter(&g))}
+			r := &route{
+				path: g.Path, service: s.Stack + "/" + s.Name, counter: from.counter(s.ID), hold: newHold(s), tls: g.TLS.Enabled(),
+				policy: newPolicy(&g.RuleKeys, from.limiter(&g)),
+			}
 			if g.Sticky {
 				r.sticky = newSticky(s.ID, g.Path)
 			}

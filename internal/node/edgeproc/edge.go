@@ -23,8 +23,8 @@ import (
 type Config struct {
 	Dir     string // of the control sockets, on tmpfs; it is made
 	Program string // the executable
-	// Listen opens the port on which the rules are served.
-	Listen func(ctx context.Context) (net.Listener, error)
+	// Listen opens the port on which the rules are served, ListenTLS the one on which those with TLS are.
+	Listen, ListenTLS func(ctx context.Context) (net.Listener, error)
 	// Failed is told when the port cannot be opened or no process started, once until it can again.
 	Failed func(error)
 	// Restarted is told why another process had to take the place of one that served.
@@ -156,7 +156,7 @@ func (e *Edge) look() {
 
 // Run looks after the processes until ctx ends; they serve on then.
 func (e *Edge) Run(ctx context.Context) {
-	k := &keeper{Edge: e}
+	k := &keeper{Edge: e, sockets: make(map[string]*os.File)}
 	defer close(e.over)
 	defer k.letGo()
 	if err := k.adopt(ctx); err != nil {
@@ -189,7 +189,7 @@ func (e *Edge) watch(p *peer) {
 	}()
 }
 
-// adopt finds the processes that an earlier baton left, and takes back their listener.
+// adopt finds the processes that an earlier baton left, and takes back their listeners.
 func (k *keeper) adopt(ctx context.Context) error {
 	if err := os.MkdirAll(filepath.Join(k.cfg.Dir, emptyDir), 0o755); err != nil {
 		return err
@@ -216,9 +216,10 @@ func (k *keeper) adopt(ctx context.Context) error {
 			removeFiles(k.cfg.Dir, id)
 			continue
 		}
-		for _, f := range files {
-			if k.socket == nil {
-				k.socket = f
+		ports := p.hello.ports()
+		for i, f := range files {
+			if i < len(ports) && k.sockets[ports[i]] == nil {
+				k.sockets[ports[i]] = f
 			} else {
 				_ = f.Close() // the same socket, while one process takes over from another
 			}

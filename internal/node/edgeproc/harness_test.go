@@ -68,6 +68,7 @@ type site struct {
 	t       *testing.T
 	cfg     Config
 	address string
+	secure  string // address of the port with TLS
 
 	mu        sync.Mutex
 	restarted []string
@@ -80,7 +81,12 @@ func newSite(t *testing.T) *site {
 		t.Fatal(err)
 	}
 	s := &site{t: t, address: l.Addr().String()}
-	_ = l.Close()
+	more, err := net.Listen("tcp", "127.0.0.1:0") // before the first is closed: they must differ
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.secure = more.Addr().String()
+	_, _ = l.Close(), more.Close()
 	// Not t.TempDir: its path is too long for a socket's.
 	dir, err := os.MkdirTemp("", "edge")
 	if err != nil {
@@ -90,6 +96,9 @@ func newSite(t *testing.T) *site {
 		Dir: filepath.Join(dir, "edge"), Program: build(t, ""), Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 		Listen: func(ctx context.Context) (net.Listener, error) {
 			return new(net.ListenConfig).Listen(ctx, "tcp", s.address)
+		},
+		ListenTLS: func(ctx context.Context) (net.Listener, error) {
+			return new(net.ListenConfig).Listen(ctx, "tcp", s.secure)
 		},
 		Restarted: func(reason string) {
 			s.mu.Lock()

@@ -21,8 +21,8 @@ const (
 // keeper is what Run knows and nobody else touches.
 type keeper struct {
 	*Edge
-	socket  *os.File // the listener; nil while there are no rules
-	hash    string   // of the executable
+	sockets map[string]*os.File // the listeners, by the name of the port; none while there are no rules for it
+	hash    string              // of the executable
 	wait    time.Duration
 	tries   int // failures in a row
 	told    bool
@@ -40,16 +40,16 @@ func (k *keeper) step(ctx context.Context) {
 		return // what serves serves on by what it knows
 	}
 	var err error
-	if len(want.Services) > 0 {
-		err = k.ready(ctx)
+	ports := want.ports()
+	if len(ports) > 0 {
+		err = k.ready(ctx, ports)
 	}
 	// Also to those that leave: requests come on connections that they still have.
 	if !k.bring(ctx, want, seq) {
 		return
 	}
-	if err == nil {
-		err = k.serve(ctx, len(want.Services) > 0)
-	}
+	// Also when a port could not be opened: the other one is served.
+	err = errors.Join(err, k.serve(ctx, ports))
 	k.mu.Lock()
 	k.done = seq
 	close(k.progress)
@@ -89,7 +89,7 @@ func (k *keeper) bury() {
 	k.mu.Unlock()
 	for _, p := range dead {
 		how := p.obituary()
-		if p.leaving || !p.listening {
+		if p.leaving || len(p.listening) == 0 {
 			k.cfg.Log.Info("an edge has ended", "pid", p.hello.PID, "how", how)
 			continue
 		}
@@ -114,33 +114,39 @@ func (k *keeper) current() *peer {
 	return nil
 }
 
-// ready sees to it that there are a listener and a process.
-func (k *keeper) ready(ctx context.Context) (err error) {
+// ready sees to it that there are listeners and a process. A port that cannot be opened keeps no other one from being served.
+func (k *keeper) ready(ctx context.Context, ports []string) (err error) {
 	if k.hash == "" {
 		if k.hash, err = hashOf(k.cfg.Program); err != nil {
 			return fmt.Errorf("read the edge's executable: %w", err)
 		}
 	}
-	if k.socket == nil {
-		if k.socket, err = k.open(ctx); err != nil {
-			return err
+	for _, name := range ports {
+		if k.sockets[name] != nil {
+			continue
 		}
+		f, failed := k.open(ctx, name)
+		if failed != nil {
+			err = errors.Join(err, failed)
+			continue
+		}
+		k.sockets[name] = f
 	}
-	if k.current() != nil {
-		return nil
+	if k.current() != nil || len(k.sockets) == 0 {
+		return err
 	}
 	if left := k.pause() - time.Since(k.started); left > 0 {
 		k.wait = left
-		return nil
+		return err
 	}
 	k.started = time.Now()
-	p, err := startPeer(ctx, k.cfg, k.hash)
-	if err != nil {
-		return err
+	p, failed := startPeer(ctx, k.cfg, k.hash)
+	if failed != nil {
+		return errors.Join(err, failed)
 	}
 	k.cfg.Log.Info("started the edge", "pid", p.hello.PID, "build", k.hash)
 	k.watch(p)
-	return nil
+	return err
 }
 
 // pause is how long after the last start the next one may be: one that served for some time is replaced at once.
@@ -151,9 +157,13 @@ func (k *keeper) pause() time.Duration {
 	return min(retryMin<<min(k.tries-1, 10), retryMax)
 }
 
-// open opens the port. What accepts from it is never this process.
-func (k *keeper) open(ctx context.Context) (*os.File, error) {
-	l, err := k.cfg.Listen(ctx)
+// open opens a port. What accepts from it is never this process.
+func (k *keeper) open(ctx context.Context, name string) (*os.File, error) {
+	listen := k.cfg.Listen
+	if name == portTLS {
+		listen = k.cfg.ListenTLS
+	}
+	l, err := listen(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -188,49 +198,69 @@ func (k *keeper) bring(ctx context.Context, want *table, seq uint64) bool {
 	return ctx.Err() == nil
 }
 
-// serve gives the listener to the current process, then takes it from the others; without rules from all.
-func (k *keeper) serve(ctx context.Context, rules bool) error {
-	var now *peer
-	if rules {
-		if now = k.current(); now == nil {
-			return nil // it has ended in this moment, or it is not time yet to start another one
+// serve gives the listeners of the wanted ports to the current process, then takes them from the others; the rest from all.
+func (k *keeper) serve(ctx context.Context, ports []string) error {
+	now := k.current()
+	if len(ports) > 0 && now == nil {
+		return nil // it has ended in this moment, or it is not time yet to start another one
+	}
+	for _, name := range ports {
+		if now.listening[name] || k.sockets[name] == nil {
+			continue
 		}
-		if !now.listening {
-			if err := k.tell(ctx, now, callListen, k.socket); err != nil || now.gone() {
-				return err
-			}
-			now.listening = true
-			k.cfg.Log.Info("ingress rules are served", "pid", now.hello.PID)
+		if err := k.tell(ctx, now, callListen, name, k.sockets[name]); err != nil || now.gone() {
+			return err
 		}
-	} else {
-		now = k.current()
+		now.listening[name] = true
+		k.cfg.Log.Info("ingress rules are served", "port", name, "pid", now.hello.PID)
 	}
 	for _, p := range k.peers {
-		switch {
-		case p == now && !rules && p.listening:
-			if err := k.tell(ctx, p, callUnlisten); err != nil {
+		if p == now {
+			if err := k.unlisten(ctx, p, ports); err != nil {
 				return err
 			}
-			p.listening = false // it ends by itself when no rule comes for a while
-		case p != now && !p.leaving:
-			if err := k.tell(ctx, p, callLeave); err != nil {
-				return err
-			}
-			p.leaving = true
-			k.cfg.Log.Info("an edge leaves, and finishes its requests", "pid", p.hello.PID)
+			continue
+		}
+		if p.leaving {
+			continue
+		}
+		if err := k.tell(ctx, p, callLeave, ""); err != nil {
+			return err
+		}
+		p.leaving = true
+		k.cfg.Log.Info("an edge leaves, and finishes its requests", "pid", p.hello.PID)
+	}
+	for name, f := range k.sockets {
+		if !slices.Contains(ports, name) {
+			_ = f.Close()
+			delete(k.sockets, name)
+			k.cfg.Log.Info("there are no ingress rules any more", "port", name)
 		}
 	}
-	if !rules && k.socket != nil {
-		_ = k.socket.Close()
-		k.socket = nil
-		k.cfg.Log.Info("there are no ingress rules any more")
+	return nil
+}
+
+// unlisten takes the listeners of all but some ports from a process. Without any it ends by itself when no rule comes for a while.
+func (k *keeper) unlisten(ctx context.Context, p *peer, but []string) error {
+	for name := range p.listening {
+		if slices.Contains(but, name) {
+			continue
+		}
+		if err := k.tell(ctx, p, callUnlisten, name); err != nil {
+			return err
+		}
+		delete(p.listening, name)
 	}
 	return nil
 }
 
 // tell commands a process. That it has ended is no error: another step follows.
-func (k *keeper) tell(ctx context.Context, p *peer, what kind, files ...*os.File) error {
-	err := p.call(ctx, what, nil, nil, files...)
+func (k *keeper) tell(ctx context.Context, p *peer, what kind, port string, files ...*os.File) error {
+	var body any
+	if port != "" {
+		body = port
+	}
+	err := p.call(ctx, what, body, nil, files...)
 	if errors.Is(err, errEnded) {
 		return nil
 	}
@@ -242,7 +272,7 @@ func (k *keeper) letGo() {
 	for _, p := range k.peers {
 		p.let()
 	}
-	if k.socket != nil {
-		_ = k.socket.Close()
+	for _, f := range k.sockets {
+		_ = f.Close()
 	}
 }

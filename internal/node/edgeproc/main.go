@@ -1,6 +1,7 @@
 package edgeproc
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -71,8 +72,8 @@ func run(args []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	log := newJournal()
-	// A request takes two files: its client's connection and the one to the task.
-	most := int(min(8<<10, (files-min(files, filesSpare))/4))
+	// A request takes two files: its client's connection and the one to the task. Each of the two ports has its own bound.
+	most := int(min(8<<10, (files-min(files, filesSpare))/8))
 	s := &server{
 		program: args[2], owner: owner, log: log, wakes: make(chan cluster.ID, wakesMax), idleMax: idleMax, changed: make(chan struct{}, 1),
 	}
@@ -103,6 +104,7 @@ type server struct {
 
 // port is a listener at work.
 type port struct {
+	name  string
 	file  *os.File // the listener, to give back; nil once it was given up
 	quit  chan struct{}
 	ended bool
@@ -276,15 +278,23 @@ func (s *server) do(m message, files []*os.File) (body any, back []*os.File, err
 		if err := json.Unmarshal(m.Body, &t); err != nil {
 			return nil, nil, fmt.Errorf("read the table: %w", err)
 		}
-		s.edge.Apply(agentapi.NetworkState{Services: t.Services})
+		s.edge.Apply(agentapi.NetworkState{Services: t.Services, Certificates: t.Certificates, Challenges: t.Challenges})
 		return nil, nil, nil
 	case callListen:
+		name, err := m.port()
+		if err != nil {
+			return nil, nil, err
+		}
 		if len(files) != 1 {
 			return nil, nil, fmt.Errorf("%d listeners came, want one", len(files))
 		}
-		return nil, nil, s.listen(files[0])
+		return nil, nil, s.listen(cmp.Or(name, portHTTP), files[0])
 	case callUnlisten, callLeave:
-		s.unlisten(m.Kind == callLeave)
+		name, err := m.port()
+		if err != nil {
+			return nil, nil, err
+		}
+		s.unlisten(name, m.Kind == callLeave)
 		return nil, nil, nil
 	case callConnections:
 		var address netip.Addr
@@ -303,17 +313,44 @@ func (s *server) hello() (hello, []*os.File) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	h := hello{Protocol: protocol, PID: os.Getpid(), Program: s.program, Leaving: s.leaving}
+	var files []*os.File
 	for _, p := range s.ports {
 		if p.file != nil {
 			h.Listening = true
-			return h, []*os.File{p.file}
+			h.Ports, files = append(h.Ports, p.name), append(files, p.file)
 		}
 	}
-	return h, nil
+	return h, files
 }
 
-// listen serves a listener. A process serves one at a time.
-func (s *server) listen(f *os.File) error {
+// port reads the name of a port; empty when there is none.
+func (m message) port() (name string, err error) {
+	if len(m.Body) == 0 {
+		return "", nil
+	}
+	if err := json.Unmarshal(m.Body, &name); err != nil {
+		return "", fmt.Errorf("read the name of the port: %w", err)
+	}
+	return name, nil
+}
+
+// serving is how the edge serves a port.
+func (s *server) serving(name string) (func(context.Context, <-chan struct{}, time.Duration, net.Listener) error, error) {
+	switch name {
+	case portHTTP:
+		return s.edge.ServeUntil, nil
+	case portTLS:
+		return s.edge.ServeTLSUntil, nil
+	}
+	return nil, fmt.Errorf("this build of %s has no port %q", Program, name)
+}
+
+// listen serves a listener. A process serves one of each port at a time.
+func (s *server) listen(name string, f *os.File) error {
+	serve, err := s.serving(name)
+	if err != nil {
+		return err
+	}
 	l, err := net.FileListener(f)
 	if err != nil {
 		return fmt.Errorf("listener: %w", err)
@@ -324,7 +361,7 @@ func (s *server) listen(f *os.File) error {
 		return errors.Join(errors.New("the process leaves"), l.Close())
 	}
 	for _, p := range s.ports {
-		if p.file != nil {
+		if p.file != nil && p.name == name {
 			return l.Close() // it was asked twice
 		}
 	}
@@ -332,13 +369,13 @@ func (s *server) listen(f *os.File) error {
 	if !ok {
 		return errors.Join(errors.New("the listener is not of TCP"), l.Close())
 	}
-	p := &port{quit: make(chan struct{})}
+	p := &port{name: name, quit: make(chan struct{})}
 	if p.file, err = share(tcp); err != nil {
 		return errors.Join(err, l.Close())
 	}
 	s.ports = append(s.ports, p)
 	s.sessions.Go(func() {
-		err := s.edge.ServeUntil(s.ctx, p.quit, drainMax, l)
+		err := serve(s.ctx, p.quit, drainMax, l)
 		s.mu.Lock()
 		s.broken = errors.Join(s.broken, err)
 		p.ended = true
@@ -358,13 +395,13 @@ func (p *port) giveUp() {
 	}
 }
 
-// unlisten accepts nothing any more, for good if the process leaves.
-func (s *server) unlisten(leave bool) {
+// unlisten accepts nothing any more on a port, or without a name on none, for good if the process leaves.
+func (s *server) unlisten(name string, leave bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.leaving = s.leaving || leave
 	for _, p := range s.ports {
-		if p.file != nil {
+		if p.file != nil && (name == "" || p.name == name) {
 			p.giveUp()
 			close(p.quit)
 		}

@@ -43,8 +43,9 @@ type peer struct {
 	exit    chan string   // how a child ended; nil for an adopted one
 
 	// Run's own.
-	listening, leaving bool
-	seq                uint64 // of the newest table that it follows
+	listening map[string]bool // by the name of a port
+	leaving   bool
+	seq       uint64 // of the newest table that it follows
 
 	mu    sync.Mutex
 	last  uint64
@@ -123,7 +124,12 @@ func dialPeer(ctx context.Context, cfg Config, id string) (*peer, []*os.File, er
 		_ = c.Close()
 		return nil, nil, err
 	}
-	p.listening, p.leaving = p.hello.Listening && len(files) == 1, p.hello.Leaving
+	p.listening, p.leaving = make(map[string]bool), p.hello.Leaving
+	if ports := p.hello.ports(); len(ports) == len(files) {
+		for _, name := range ports {
+			p.listening[name] = true
+		}
+	}
 	go p.read(cfg)
 	return p, files, nil
 }

@@ -8,10 +8,12 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"baton/internal/model/spec"
 	"baton/internal/wire/agentapi"
 )
 
@@ -34,8 +36,8 @@ type kind string
 const (
 	callHello       kind = "hello"       // → hello, with the listeners
 	callTable       kind = "table"       // table →, answered once new requests follow it
-	callListen      kind = "listen"      // with a listener →, answered once it accepts
-	callUnlisten    kind = "unlisten"    // gives the listeners up; what is under way may end
+	callListen      kind = "listen"      // name of a port, with a listener →, answered once it accepts; no name: portHTTP
+	callUnlisten    kind = "unlisten"    // name of a port →, gives its listener up; no name: all; what is under way may end
 	callLeave       kind = "leave"       // the same, and ends with its last request
 	callConnections kind = "connections" // address → how many requests are with its tasks
 	callMeasures    kind = "measures"    // → what it has counted
@@ -59,17 +61,49 @@ type hello struct {
 	Leaving  bool   `json:"leaving,omitempty"`
 	// Listening says whether it accepts connections: its listener comes with the message.
 	Listening bool `json:"listening,omitempty"`
+	// Ports are the names of the listeners that come with the message, in their order; none from a process that knows portHTTP only.
+	Ports []string `json:"ports,omitempty"`
+}
+
+// The names of the ports.
+const (
+	portHTTP = "http"
+	portTLS  = "https"
+)
+
+// ports are those names.
+func (h hello) ports() []string {
+	if len(h.Ports) == 0 && h.Listening {
+		return []string{portHTTP}
+	}
+	return h.Ports
 }
 
 // table is what a process serves: the part of a network state that an edge looks at. Its types are those of agentapi, which
 // processes of several versions exchange anyway.
 type table struct {
 	Services []agentapi.Service `json:"services"`
+	// Certificates come with their keys: a process keeps them in its memory only.
+	Certificates []agentapi.HostCertificate `json:"certificates,omitempty"`
+	Challenges   []agentapi.Challenge       `json:"challenges,omitempty"`
+}
+
+// ports are the names of the ports that a table needs.
+func (t table) ports() (names []string) {
+	if len(t.Services) > 0 {
+		names = append(names, portHTTP)
+	}
+	for _, v := range t.Services {
+		if slices.ContainsFunc(v.Ingress, func(g spec.Ingress) bool { return g.TLS.Enabled() }) {
+			return append(names, portTLS)
+		}
+	}
+	return names
 }
 
 // newTable reduces a network state to the services with rules.
 func newTable(s agentapi.NetworkState) table {
-	t := table{Services: []agentapi.Service{}}
+	t := table{Services: []agentapi.Service{}, Certificates: s.Certificates, Challenges: s.Challenges}
 	for _, v := range s.Services {
 		if len(v.Ingress) == 0 {
 			continue

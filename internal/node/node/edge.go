@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"time"
 
-	"baton/internal/model/spec"
 	"baton/internal/node/agent"
 	"baton/internal/node/edgeproc"
 	"baton/internal/wire/agentapi"
@@ -56,13 +55,15 @@ func (f fronted) Connections(ctx context.Context, address netip.Addr) (int, erro
 	return n + more, err
 }
 
-// listenIngress opens the port of the ingress rules on all of the node's addresses.
-func listenIngress(ctx context.Context) (net.Listener, error) {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort("", strconv.Itoa(spec.IngressPort)))
-	if err != nil {
-		return nil, fmt.Errorf("ingress rules: %w; end what listens on port %d of this node (`ss -ltnp` shows it)", err, spec.IngressPort)
+// listenIngress opens a port of the ingress rules on all of the node's addresses.
+func listenIngress(port int) func(context.Context) (net.Listener, error) {
+	return func(ctx context.Context) (net.Listener, error) {
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort("", strconv.Itoa(port)))
+		if err != nil {
+			return nil, fmt.Errorf("ingress rules: %w; end what listens on port %d of this node (`ss -ltnp` shows it)", err, port)
+		}
+		return l, nil
 	}
-	return l, nil
 }
 
 // ingressFailed tells users that this node serves no ingress rules.

@@ -106,7 +106,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	n.files = files.New(filepath.Join(cfg.Dir, "files"))
 	n.wakener = &wakener{self: cfg.ID, network: n.network, tell: n.want, log: cfg.Logger}
 	n.edge = edgeproc.New(edgeproc.Config{
-		Dir: filepath.Join(runtime.RunDir(cfg.Dir), "edge"), Program: paths.Edge, Listen: listenIngress,
+		Dir: filepath.Join(runtime.RunDir(cfg.Dir), "edge"), Program: paths.Edge, Listen: listenIngress(spec.IngressPort), ListenTLS: listenIngress(spec.IngressPortTLS),
 		Failed: n.ingressFailed, Restarted: n.ingressRestarted, Wake: n.wakener.want, Log: cfg.Logger.With("part", "edge"),
 	})
 	n.record, err = record.Open(filepath.Join(cfg.Dir, "record"), cfg.Logger)

@@ -175,7 +175,7 @@ func (d *deployer) service(want *spec.Service) error {
 	switch {
 	case have == nil || have.Hash != rev.Hash || !maps.Equal(have.Networks, rev.Networks) || !maps.Equal(have.Volumes, rev.Volumes):
 		change.Action = ActionUpdate
-	case spec.HashPolicy(&have.Spec) != spec.HashPolicy(want):
+	case spec.HashPolicy(&have.Spec) != spec.HashPolicy(want), !maps.Equal(have.Secrets, rev.Secrets): // of the rules' certificates
 		change.Action = ActionConfigure
 	case unfinished(old.Rollout.State):
 		change.Action = ActionRetry
@@ -307,6 +307,13 @@ func (d *deployer) revision(want *spec.Service) (*cluster.Revision, error) {
 		}
 	}
 	r.Hash = hash(r)
+	// After the hash: no task is made of what its service's certificates are.
+	for _, g := range want.Ingress {
+		if g.TLS.From == spec.TLSSecret {
+			pick(&r.Secrets, d.in.Secrets, "secret", g.TLS.Cert)
+			pick(&r.Secrets, d.in.Secrets, "secret", g.TLS.Key)
+		}
+	}
 	return r, err
 }
 

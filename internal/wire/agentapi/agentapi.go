@@ -148,6 +148,9 @@ type NetworkState struct {
 	Networks []Network `json:"networks,omitempty"`
 	Services []Service `json:"services,omitempty"`
 	Members  []Member  `json:"members,omitempty"`
+	// Certificates and Challenges are for the edge; a host has one certificate at most.
+	Certificates []HostCertificate `json:"certificates,omitempty"`
+	Challenges   []Challenge       `json:"challenges,omitempty"`
 }
 
 // Update is what a manager sends.
