@@ -207,7 +207,7 @@ services:
     gpus: all
     blkio_config: { weight: 300 }
     networks: { n: { ipv4_address: 10.0.0.2 } }
-    x-ingress: [{ host: example.com, port: 80, sticky: true }]
+    x-ingress: [{ host: example.com, port: 80, tls: auto }]
     x-allow-from: [b]
     post_start: [{ command: [x] }]
     links: ["b:database"]
@@ -228,6 +228,7 @@ configs: { c: { content: a, x-reload: signal } }
 	}
 	want := []string{
 		"services.a.container_name", "services.a.gpus", "services.a.blkio_config", "services.a.networks.n.ipv4_address",
+		"services.a.x-allow-from", "services.a.post_start", "services.a.links[0]",
 		"services.a.ports[0]", "services.a.ports[1]", "services.b.logging.driver", "services.b.network_mode", "services.b.pull_policy",
 		"networks.n.driver", "networks.n.ipam", "configs.c.x-reload",
 	}
