@@ -72,7 +72,7 @@ func (m *machine) tells(out string, rel api.Release) {
 // judgedFile is a service whose rollouts are judged by traffic.
 func judgedFile(env string) string {
 	return webFile("    x-ingress: {path: /, port: 8080}\n", probed, "    environment: {"+env+"}\n",
-		"    x-rollout: {drain: 5s, bake: 90s, gates: {error_rate: \"< 1%\", p95: \"< 1.5x stable\"}}\n", deploy("replicas: 1, "+quickUpdate))
+		"    x-rollout: {drain: 5s, bake: 90s, gates: {error_rate: \"< 1%\", p95: \"< 1.2x stable\"}}\n", deploy("replicas: 1, "+quickUpdate))
 }
 
 // A build that fails 2% of its requests, and one that takes three times as long, meet real requests, are found out and rolled back; a good
