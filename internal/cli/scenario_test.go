@@ -81,7 +81,7 @@ func TestScaleByHandAndAuto(t *testing.T) {
 	c := newCluster(t, true)
 	settings, _ := c.store.Snapshot().Settings()
 	settings = cluster.Copy(settings)
-	settings.Level = cluster.LevelAutoscale
+	settings.Level = cluster.LevelTraffic
 	c.put(settings)
 	file := strings.Replace(webFile, "deploy:", "x-autoscale: { min: 1, max: 4, target: { rps: 50 } }\n    deploy:", 1)
 	write(t, "compose.yaml", file)

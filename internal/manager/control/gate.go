@@ -75,9 +75,11 @@ func (e *Engine) gather(j *judging, in *reconcile.Input) {
 		before, known := j.last[t.ID]
 		j.last[t.ID] = now
 		switch {
-		case t.Revision == in.Service.Revision && !t.Created.Before(j.started):
-			gate.Accumulate(&fresh, now, before) // all that it had, it had in this rollout
-		case known:
+		case !known && t.Created.Before(j.started):
+			// What it had so far is of the time before.
+		case t.Revision == in.Service.Revision:
+			gate.Accumulate(&fresh, now, before)
+		default:
 			gate.Accumulate(&stable, now, before)
 		}
 	}
@@ -91,15 +93,17 @@ func (e *Engine) verdict(j *judging, in *reconcile.Input, update spec.UpdatePoli
 		out.Failed, out.Text = true, "its requests fail the gate: "+j.verdict.Text
 		return out
 	}
-	since := in.Now
-	ready := false
+	since, ready := in.Now, false
 	for _, t := range in.Tasks {
-		if t.Revision == in.Service.Revision && !t.Created.Before(j.started) && t.Ready && !t.Observed.Terminal() {
+		if t.Revision == in.Service.Revision && t.Ready && !t.Observed.Terminal() {
 			ready = true
 			if t.ReadySince.Before(since) {
 				since = t.ReadySince
 			}
 		}
+	}
+	if since.Before(j.started) {
+		since = j.started // it was paused, and resumed
 	}
 	if !ready {
 		return out

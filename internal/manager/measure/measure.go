@@ -6,7 +6,7 @@
 //
 //	service   2 s for 10 minutes, 15 s for 1 hour, 2 minutes for 6 hours; sums since the manager heard of it
 //	          how often its tasks used how much, the last days most (sizes.go)
-//	task      10 s for 5 minutes; what it used last
+//	task      10 s for 5 minutes; sums since the manager heard of it; what it used last
 //	node      the last counts of each series of its edge; what it used last
 //
 // A slot of a ring is one packed vector of sums (sums.go): nothing, 30 bytes with tasks only, about 100 with requests.

@@ -35,7 +35,7 @@ var extensions = []extension{
 	{"x-baton", []string{levelTop}, warned, "there is one namespace, and nobody is notified yet",
 		[]string{"cluster", "namespace", "on_failure", "notify"}, []string{"cluster", "on_failure"}},
 	{"x-probes", []string{levelService}, honoured, "", []string{"ready", "live", "start"}, []string{"ready", "live", "start"}},
-	// The converter refuses canary, blue-green, steps and manual: without them more clients would meet a new revision than the file allows.
+	// The converter warns of canary, blue-green and steps, and refuses manual.
 	{"x-rollout", []string{levelService}, honoured, "", rolloutKeys, rolloutKeys},
 	{"x-placement", []string{levelService}, warned, "use deploy.placement",
 		[]string{"strategy", "near", "away_from"}, []string{"strategy"}},

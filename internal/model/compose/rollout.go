@@ -14,18 +14,19 @@ var (
 
 // judged reads the keys of x-rollout that say what a rollout is judged by.
 func (c *converter) judged(path string, m map[string]any) {
-	const allAtOnce = "more clients would meet the new revision than the file allows"
 	switch s := text(c.rep, path+".strategy", m["strategy"]); s {
 	case "", "rolling":
 	case "canary", "blue-green":
-		c.rep.err(path+".strategy", s+" cannot be honoured yet: "+allAtOnce, "use rolling, with gates")
+		c.rep.warn(path+".strategy", s+" is not honoured yet: tasks are replaced as deploy.update_config says, and judged by the gates",
+			"give it gates, and few tasks at once by update_config.parallelism")
 	default:
 		c.rep.err(path+".strategy", fmt.Sprintf("unknown strategy %q", s), choose(s, "rolling", "canary", "blue-green"))
 	}
-	for _, key := range []string{"steps", "manual"} {
-		if v, set := m[key]; set && v != false {
-			c.rep.err(path+"."+key, "this key cannot be honoured yet: "+allAtOnce, "remove it; deploy.update_config.parallelism says how many tasks move at once")
-		}
+	if _, set := m["steps"]; set {
+		c.rep.warn(path+".steps", "steps are not honoured yet: requests go to all ready tasks alike", "deploy.update_config.parallelism says how many tasks move at once")
+	}
+	if v, set := m["manual"]; set && v != false {
+		c.rep.err(path+".manual", "nobody can be waited for yet: all clients would meet the new revision unasked", "remove it, or use gates")
 	}
 	if v, ok := m["bake"]; ok {
 		c.out.Update.Bake = explicit(duration(c.rep, path+".bake", v))
@@ -53,7 +54,7 @@ func below(rep *report, path string, v any) string {
 func (c *converter) latencyGate(path, s string) {
 	factor, ok := strings.CutSuffix(s, "stable")
 	if !ok {
-		if c.out.Update.Gates.P95 = duration(c.rep, path, s); c.out.Update.Gates.P95 == 0 {
+		if c.out.Update.Gates.P95 = duration(c.rep, path, s); c.out.Update.Gates.P95 == 0 && strings.HasPrefix(s, "0") {
 			c.rep.err(path, "no answer takes no time", `write it as "< 300ms" or "< 1.2x stable"`)
 		}
 		return

@@ -18,6 +18,8 @@ const (
 	FewestRequests = 100
 	// slow is the share of requests that may be slower than the 95th percentile.
 	slow = 0.05
+	// rounding is how exact bounds are: 1 part of so many.
+	rounding = 1000
 	// deviations widen the stable revision's quantile to its upper confidence bound.
 	deviations = 3
 )
@@ -146,8 +148,9 @@ func (s *State) latency(g spec.Gates, bounds Bounds) (Outcome, string) {
 	if limit <= 0 {
 		return Passed, ""
 	}
-	// Of the bucket that has the limit in it nobody knows which requests are slower: none of them counts.
-	for first < len(s.fresh.Latency) && bounds(first) < limit {
+	// Of the bucket that has the limit in it nobody knows which requests are slower: none of them counts. A limit that is a bound but for
+	// rounding is that bound: 1.2 times one is the next.
+	for first < len(s.fresh.Latency) && bounds(first) < limit-limit/rounding {
 		first++
 	}
 	first++

@@ -20,7 +20,7 @@ func Gated(svc *cluster.Service, revisions map[cluster.ID]*cluster.Revision) boo
 	r := svc.Rollout
 	from, to := revisions[r.From], revisions[r.To]
 	return r.State != cluster.RolloutCompleted && !r.Undo && r.To == svc.Revision && from != nil && to != nil &&
-		to.Spec.Update.Gates.Any() && from.Hash != to.Hash
+		to.Spec.Update.Gates.Any() && from.ID != to.ID && (to.Hash == "" || from.Hash != to.Hash)
 }
 
 // gated reports whether the rollout under way is judged by traffic.
@@ -66,7 +66,7 @@ func (p *planner) pass(text string) {
 // outgoing reports whether a task is of the revision that the rollout leaves, and serves.
 func (p *planner) outgoing(t *cluster.Task) bool { return p.ready(t) && !p.current(t) }
 
-// keepsOld reports whether the gates keep an old task in its slot.
+// keepsOld reports whether the gates keep an old task in its slot. One whose node is being drained goes all the same.
 func (p *planner) keepsOld(s *slot, old *cluster.Task) bool {
-	return s.moving && p.bakes() && p.outgoing(old)
+	return s.moving && p.place(old) == placeFine && p.bakes() && p.outgoing(old)
 }

@@ -27,6 +27,9 @@ func newHistory(t *rapid.T) *history {
 	sp.Update.MaxFailureRatio = rapid.SampledFrom([]float64{0, 0.5}).Draw(t, "ratio")
 	sp.Update.FailureAction = rapid.SampledFrom([]spec.FailureAction{spec.FailureRollback, spec.FailurePause, spec.FailureContinue}).Draw(t, "action")
 	sp.Rollback = sp.Update
+	if sp.Update.Order == spec.StartFirst && rapid.Bool().Draw(t, "gated") {
+		sp.Update.Gates.ErrorRate = 0.01
+	}
 	if rapid.IntRange(0, 4).Draw(t, "global") == 0 {
 		sp.Mode = spec.Global
 	}
@@ -38,7 +41,12 @@ func newHistory(t *rapid.T) *history {
 // step lets one thing happen.
 func (h *history) step() {
 	t := h.t
-	switch rapid.IntRange(0, 21).Draw(t, "what") {
+	switch rapid.IntRange(0, 22).Draw(t, "what") {
+	case 22:
+		h.in.Verdict = Verdict{
+			Started: h.in.Service.Rollout.Started, Text: "by its requests",
+			Passed: rapid.Bool().Draw(t, "passed"), Failed: rapid.Bool().Draw(t, "failed"),
+		}
 	case 20, 21:
 		h.prepare(rapid.SampledFrom([]cluster.Prepared{
 			{Present: true}, {Present: true}, {Reason: "no registry"}, {Reason: "no such image", Rejected: true},
@@ -245,7 +253,7 @@ func (h *history) converge() {
 	for n := 1; n <= 3; n++ {
 		h.node(n, func(n *cluster.Node) { n.State, n.Availability = cluster.NodeReady, cluster.NodeActive })
 	}
-	h.in.Blocked, h.manual = "", false
+	h.in.Blocked, h.manual, h.passes = "", false, true
 	healed := h.in.Now
 	if h.in.Service.Rollout.State == cluster.RolloutFailed || h.in.Service.Rollout.State == cluster.RolloutPaused {
 		// As an operator resumes it.

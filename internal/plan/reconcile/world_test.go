@@ -20,6 +20,8 @@ type world struct {
 	why []Reason
 	// manual leaves it to the test to say what nodes have of the images that are wanted; else they have them at once.
 	manual bool
+	// passes makes the gates pass whatever is judged.
+	passes bool
 }
 
 type fataler interface {
@@ -122,6 +124,9 @@ func (w *world) prepare(as cluster.Prepared) (news bool) {
 // once reconciles once, checks that the result is a fixed point, stores it and gives new tasks ids, nodes and addresses.
 func (w *world) once(t fataler) Plan {
 	t.Helper()
+	if w.passes {
+		w.in.Verdict = Verdict{Started: w.in.Service.Rollout.Started, Passed: true, Text: "good"}
+	}
 	p := Reconcile(w.in)
 	after := Apply(w.in, p)
 	if again := Reconcile(after); !again.Empty(after.Service) {

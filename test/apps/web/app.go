@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -29,6 +30,8 @@ const (
 // app holds what the handlers share. Its zero switches mean healthy.
 type app struct {
 	version  string
+	errors   float64       // percent of requests for / that fail
+	delay    time.Duration // before / is answered
 	served   atomic.Int64
 	inFlight atomic.Int64
 	off      map[string]*atomic.Bool // probe name → switched off; the map is fixed
@@ -66,6 +69,11 @@ func (a *app) handler() http.Handler {
 }
 
 func (a *app) index(w http.ResponseWriter, r *http.Request) {
+	time.Sleep(a.delay)
+	if rand.Float64()*100 < a.errors {
+		http.Error(w, "this build is bad", http.StatusInternalServerError)
+		return
+	}
 	host, err := os.Hostname()
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)

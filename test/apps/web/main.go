@@ -15,7 +15,9 @@
 //
 // Each setting is a flag and an environment variable: -port/PORT (8080),
 // -echo-port/ECHO_PORT (7777, 0 for none), -version/VERSION (dev),
-// -start-delay/START_DELAY (0s; not listening before), -drain/DRAIN (30s).
+// -start-delay/START_DELAY (0s; not listening before), -drain/DRAIN (30s),
+// and for GET / alone -errors/ERRORS (0: percent answered with 500) and
+// -delay/DELAY (0s).
 //
 // At SIGTERM it accepts nothing more, finishes the requests in flight, and
 // exits with 0, or with 1 when they take longer than the drain time.
@@ -35,6 +37,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -49,6 +52,8 @@ type config struct {
 	version    string
 	startDelay time.Duration
 	drain      time.Duration
+	errors     float64 // percent
+	delay      time.Duration
 	health     string
 }
 
@@ -76,7 +81,7 @@ func parse(args []string, env func(string) string) (config, error) {
 	for _, d := range []struct {
 		key string
 		to  *time.Duration
-	}{{"START_DELAY", &c.startDelay}, {"DRAIN", &c.drain}} {
+	}{{"START_DELAY", &c.startDelay}, {"DRAIN", &c.drain}, {"DELAY", &c.delay}} {
 		text := env(d.key)
 		if text == "" {
 			continue
@@ -86,6 +91,13 @@ func parse(args []string, env func(string) string) (config, error) {
 			return c, fmt.Errorf("environment %s: %w", d.key, err)
 		}
 		*d.to = v
+	}
+	if text := env("ERRORS"); text != "" {
+		v, err := strconv.ParseFloat(text, 64)
+		if err != nil {
+			return c, fmt.Errorf("environment ERRORS: %w", err)
+		}
+		c.errors = v
 	}
 	or := func(key, fallback string) string {
 		if v := env(key); v != "" {
@@ -99,6 +111,8 @@ func parse(args []string, env func(string) string) (config, error) {
 	fs.StringVar(&c.version, "version", or("VERSION", "dev"), "version to answer with")
 	fs.DurationVar(&c.startDelay, "start-delay", c.startDelay, "wait before listening")
 	fs.DurationVar(&c.drain, "drain", c.drain, "time for requests in flight at the end")
+	fs.Float64Var(&c.errors, "errors", c.errors, "percent of GET / that are answered with 500")
+	fs.DurationVar(&c.delay, "delay", c.delay, "wait before GET / is answered")
 	fs.StringVar(&c.health, "health", "", "request this URL and exit with 0 if the answer is 200")
 	err := fs.Parse(args)
 	return c, err
@@ -125,7 +139,9 @@ func serve(ctx context.Context, c config) error {
 }
 
 func run(ctx context.Context, c config, web, echo net.Listener) error {
-	srv := &http.Server{Handler: newApp(c.version).handler(), ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols)}
+	a := newApp(c.version)
+	a.errors, a.delay = c.errors, c.delay
+	srv := &http.Server{Handler: a.handler(), ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols)}
 	srv.Protocols.SetHTTP1(true)
 	srv.Protocols.SetUnencryptedHTTP2(true) // for gRPC
 	slog.Info("web starts", "version", c.version, "addr", web.Addr().String())
