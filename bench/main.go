@@ -29,18 +29,19 @@ type sizes struct {
 	benchtime string // of Go benchmarks
 	roll      int    // replicas of the rolled service
 	monitored bool   // roll with the default monitor too
+	requests  int    // through each proxy, in each of three rounds
 }
 
 func chosenSizes() sizes {
 	if os.Getenv("BENCH_QUICK") != "" {
 		return sizes{
 			starts: []int{1, 10}, rounds: map[int]int{1: 3, 10: 1}, idle: 10, calm: 2 * time.Second, watch: 5 * time.Second, calls: 200, kills: 1,
-			stored: 50_000, benchtime: "20x", roll: 10,
+			stored: 50_000, benchtime: "20x", roll: 10, requests: 5_000,
 		}
 	}
 	return sizes{
 		starts: []int{1, 10, 50}, rounds: map[int]int{1: 7, 10: 3, 50: 1}, idle: 10, calm: 10 * time.Second, watch: 20 * time.Second, calls: 1000, kills: 5,
-		stored: 1_000_000, benchtime: "100x", roll: 20, monitored: true,
+		stored: 1_000_000, benchtime: "100x", roll: 20, monitored: true, requests: 40_000,
 	}
 }
 
@@ -57,6 +58,10 @@ type bench struct {
 }
 
 func main() {
+	if played, err := playRole(os.Args[1:]); played {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx)
 	stop()
@@ -97,7 +102,7 @@ func run(ctx context.Context) (err error) {
 	if err := b.onMachine(ctx, binary, filepath.Join(top, "build", "out", "images", "web-v1.tar")); err != nil {
 		return err
 	}
-	err = b.each(ctx, []part{{"store", b.stored}, {"scheduler, 10,000 nodes", b.placed}})
+	err = b.each(ctx, []part{{"store", b.stored}, {"scheduler, 10,000 nodes", b.placed}, {"edge", b.edge}})
 	if err != nil {
 		return err
 	}

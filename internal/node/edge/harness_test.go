@@ -164,5 +164,5 @@ func says(text string) http.Handler {
 // requestFor is a request as forward passes it on.
 func requestFor(host, path string) *http.Request {
 	r := httptest.NewRequest(http.MethodGet, "http://"+host+path, nil)
-	return r.WithContext(context.WithValue(r.Context(), exchangeKey{}, &exchange{}))
+	return r.WithContext(withExchange(r.Context(), &exchange{}))
 }

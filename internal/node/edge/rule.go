@@ -230,9 +230,13 @@ func (c *clock) stop() {
 // exchangeOf is what the edge knows of a request that forward passed on.
 func exchangeOf(r *http.Request) *exchange { return r.Context().Value(exchangeKey{}).(*exchange) }
 
+func withExchange(ctx context.Context, x *exchange) context.Context {
+	return context.WithValue(ctx, exchangeKey{}, x)
+}
+
 // forward does with a request what its rule says.
 func (e *Edge) forward(rec *recorder, r *http.Request, x *exchange) {
-	ctx := context.WithValue(r.Context(), exchangeKey{}, x)
+	ctx := withExchange(r.Context(), x)
 	x.cookie = x.rule.sticky.value(r)
 	if p := x.rule.policy; p != nil {
 		x.caller = callerOf(r, p.trusted)
