@@ -26,7 +26,7 @@ func (h *harness) at(t *testing.T, level cluster.Level) {
 }
 
 // tlsStack is a stack whose service has a rule with TLS.
-func tlsStack(name, path string, from spec.TLSSource) *spec.Stack {
+func tlsStack(name, path string, from spec.TLSSource) spec.Stack {
 	s := stack(name)
 	s.Services[0].Ingress = []spec.Ingress{{Host: "a.test", Path: path, Port: 80, TLS: spec.IngressTLS{From: from}}}
 	return s
@@ -52,7 +52,7 @@ func TestTLSConflicts(t *testing.T) {
 	publishes := stack("other")
 	publishes.Services[0].Ports = []spec.Port{{Target: 80, Published: spec.IngressPortTLS, Protocol: "tcp"}}
 	for name, tc := range map[string]struct {
-		second *spec.Stack
+		second spec.Stack
 		want   string
 	}{
 		"another source": {tlsStack("other", "/x", spec.TLSAuto), "a host has one certificate"},
