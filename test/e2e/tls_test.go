@@ -17,48 +17,25 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/vishvananda/netns"
 
 	"baton/client/api"
 	"baton/test/pebble"
 )
 
-// dialFrom connects from a namespace.
-func dialFrom(ns string) func(context.Context, string, string) (net.Conn, error) {
+// dialer connects from where a machine's clients are.
+func (m *machine) dialer() func(context.Context, string, string) (net.Conn, error) {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
-		type result struct {
-			c   net.Conn
-			err error
-		}
-		done := make(chan result, 1)
-		go func() {
-			runtime.LockOSThread() // not unlocked: the thread ends with the goroutine
-			h, err := netns.GetFromPath(ns)
-			if err == nil {
-				defer h.Close()
-				err = netns.Set(h)
-			}
-			if err != nil {
-				done <- result{nil, err}
-				return
-			}
-			c, err := new(net.Dialer).DialContext(ctx, network, address) // of an address: it makes its socket in this thread
-			done <- result{c, err}
-		}()
-		r := <-done
-		return r.c, r.err
+		return dialFrom(ctx, m.outside, network, address)
 	}
 }
 
 // https asks a machine for a host over TLS, and returns the certificate that it was served with.
 func (m *machine) https(host string, roots *x509.CertPool) (*x509.Certificate, error) {
 	cfg := &tls.Config{ServerName: host, RootCAs: roots, InsecureSkipVerify: roots == nil}
-	tr := &http.Transport{DialContext: dialFrom(m.outside), TLSClientConfig: cfg, ForceAttemptHTTP2: true}
+	tr := &http.Transport{DialContext: m.dialer(), TLSClientConfig: cfg, ForceAttemptHTTP2: true}
 	defer tr.CloseIdleConnections()
 	req, err := http.NewRequest(http.MethodGet, "https://"+m.ip+"/", nil)
 	if err != nil {
@@ -78,7 +55,7 @@ func (m *machine) https(host string, roots *x509.CertPool) (*x509.Certificate, e
 
 // plain asks a machine for a host without TLS.
 func (m *machine) plain(host string) (status int, location string, err error) {
-	tr := &http.Transport{DialContext: dialFrom(m.outside), DisableKeepAlives: true}
+	tr := &http.Transport{DialContext: m.dialer(), DisableKeepAlives: true}
 	c := &http.Client{Transport: tr, Timeout: 15 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	req, err := http.NewRequest(http.MethodGet, "http://"+m.ip+"/x", nil)
 	if err != nil {
@@ -124,18 +101,6 @@ func (c *machines) sameEverywhere(host, old string, list ...*machine) (serial st
 		return nil
 	})
 	return serial
-}
-
-// leader is the machine of the leading manager, as m sees it.
-func (c *machines) leader(m *machine) *machine {
-	c.t.Helper()
-	for _, o := range batonJSON[api.Cluster](m, "cluster", "status").Managers {
-		if o.Leader {
-			return c.by(o.Name)
-		}
-	}
-	c.t.Fatal("there is no leader")
-	return nil
 }
 
 // One certificate is obtained for all nodes, by one order; restarts order none; renewal and revocation one each, also when the leader
