@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -46,6 +47,7 @@ type Config struct {
 type Server struct {
 	Directory string
 	Roots     []byte // PEM, to trust the directory
+	control   string // of the name server
 	t         *testing.T
 	log       string
 }
@@ -61,7 +63,7 @@ func Start(t *testing.T, cfg Config) *Server {
 	}
 	dir := t.TempDir()
 	address := func(i int) string { return net.JoinHostPort(cfg.IP, strconv.Itoa(cfg.Ports[i])) }
-	s := &Server{t: t, Directory: "https://" + address(0) + "/dir", log: filepath.Join(dir, "pebble.log")}
+	s := &Server{t: t, Directory: "https://" + address(0) + "/dir", control: "http://" + address(2), log: filepath.Join(dir, "pebble.log")}
 	s.Roots = certificate(t, dir, cfg.IP)
 	text, err := json.Marshal(map[string]any{"pebble": map[string]any{
 		"listenAddress": address(0), "managementListenAddress": "", "certificate": filepath.Join(dir, "cert.pem"), "privateKey": filepath.Join(dir, "key.pem"),
@@ -117,6 +119,18 @@ func (s *Server) run(cfg Config, log, ready, program string, args ...string) {
 	}
 }
 
+// Answer makes every name lead to another address, with a client that reaches the server.
+func (s *Server) Answer(c *http.Client, ip string) {
+	s.t.Helper()
+	res, err := c.Post(s.control+"/set-default-ipv4", "application/json", strings.NewReader(`{"ip":"`+ip+`"}`))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := res.Body.Close(); err != nil || res.StatusCode != http.StatusOK {
+		s.t.Fatalf("names are to lead to %s: %s, %v", ip, res.Status, err)
+	}
+}
+
 // Orders counts the orders that were made.
 func (s *Server) Orders() int {
 	text, err := os.ReadFile(s.log)
@@ -124,15 +138,6 @@ func (s *Server) Orders() int {
 		s.t.Fatal(err)
 	}
 	return strings.Count(string(text), "Added order ")
-}
-
-// Log is what the server wrote.
-func (s *Server) Log() string {
-	text, err := os.ReadFile(s.log)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return string(text)
 }
 
 // certificate makes the certificate of the directory.

@@ -33,7 +33,6 @@ type leader struct {
 	store  *store.Store
 	log    *consensus.Memory
 	sealer *identity.Sealer
-	svc    *cluster.Service
 }
 
 func newLeader(t *testing.T, acme *cluster.ACME) *leader {

@@ -1,14 +1,16 @@
 // Package edge serves a node's L7 ingress: HTTP requests go by host and path to a ready task of a service, wherever it runs.
 //
 // It owns the routing table, the connections to the tasks, how many requests each task has in flight, what came of all requests
-// (Measures), what rules do with a request on its way (rule.go), and the requests that wait for the first task of a service that rests (hold.go). The table follows
+// (Measures), the certificates of hosts (tls.go), what rules do with a request on its way (rule.go), and the requests that wait for the first
+// task of a service that rests (hold.go). The table follows
 // the same network state as the node's other load balancers and is replaced as a whole, so a request is routed by one state.
 // The edge listens only while there are rules.
 //
 // Invariants: when Apply has returned, no request goes to an address that the new state does not have, and every request that
 // still is with such an address counts in Connections until its last byte: a drain may wait for it. A request is sent to
 // another endpoint only while nothing of it was sent to the first and its body was not read. Headers by which a client could pose as somebody
-// else, or smuggle a request past the rules, never reach a task.
+// else, or smuggle a request past the rules, never reach a task. A rule with TLS is served over TLS only, and no host with the certificate of
+// another one.
 //
 // A task that leaves keeps the requests it has, WebSockets and streams among them; its idle connections are closed at once,
 // because an open one would hold up its drain.

@@ -17,7 +17,7 @@ const (
 	// distributions, systemd and containers give out.
 	User = 61007
 	// filesWanted is what the limits of an edge need: a connection of a client and one to a task for each request, and idle ones.
-	filesWanted = 64 << 10
+	filesWanted = 72 << 10
 	// memorySoft is where the garbage collector works harder: 8192 connections with their buffers fit below it.
 	memorySoft = 512 << 20
 	// oomScore makes the kernel spare the process when memory runs out, but not as baton's fence.

@@ -1,7 +1,7 @@
 // Package edgeproc runs a node's edge (package edge) in a process of its own, which outlives baton: a restart, crash or upgrade of baton
 // cuts no connection of a client.
 //
-// Edge is baton's side: it opens the ingress port, starts the process, keeps its table as the managers say, and replaces it by another
+// Edge is baton's side: it opens the ingress ports (plain HTTP, and TLS while a rule has it), starts the process, keeps its table as the managers say, and replaces it by another
 // build. Main is the process (cmd/baton-edge). Both sides speak over a unix socket in a directory of the node's, on tmpfs:
 //
 //	DIR/<id>.sock   the control socket of the process <id>
@@ -25,7 +25,8 @@
 //
 // It drops every right before it opens its first connection: see confine. It takes commands from root and from the user that started it
 // only. It ends when it was told to leave and its last request has ended, an hour after that at the latest, or when it had neither a
-// listener nor a request for a minute. Without baton it serves on by its last table.
+// listener nor a request for a minute. Without baton it serves on by its last table. The private keys of hosts come with the table, and
+// stay in its memory.
 //
 // # Protocol
 //
