@@ -1,7 +1,6 @@
 package server
 
 import (
-	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -11,19 +10,6 @@ import (
 	"baton/internal/model/cluster"
 	"baton/internal/model/spec"
 )
-
-// at gives the harness' cluster a feature level.
-func (h *harness) at(t *testing.T, level cluster.Level) {
-	t.Helper()
-	var txn store.Txn
-	txn.Put(&cluster.Settings{
-		Meta: cluster.Meta{ID: cluster.SettingsID}, TaskPool: netip.MustParsePrefix("10.210.0.0/16"),
-		ServicePool: netip.MustParsePrefix("10.211.0.0/16"), Level: level,
-	})
-	if _, err := h.log.Propose(t.Context(), txn); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // tlsStack is a stack whose service has a rule with TLS.
 func tlsStack(name, path string, from spec.TLSSource) spec.Stack {

@@ -221,8 +221,12 @@ func levels(snap store.Snapshot, want *spec.Stack) error {
 			return needs(cluster.LevelIngress, "services."+v.Name+".x-ingress")
 		}
 		for i, g := range v.Ingress {
-			if (g.Further() || g.TLS.Enabled()) && have < cluster.LevelTraffic {
-				return needs(cluster.LevelTraffic, fmt.Sprintf("services.%s.x-ingress[%d] with more than host, path and port", v.Name, i))
+			switch at := fmt.Sprintf("services.%s.x-ingress[%d]", v.Name, i); {
+			case have >= cluster.LevelTraffic:
+			case g.TLS.Enabled():
+				return needs(cluster.LevelTraffic, at+".tls")
+			case g.Further():
+				return needs(cluster.LevelTraffic, at+" with more than host, path and port")
 			}
 		}
 		if v.Autoscale != nil && have < cluster.LevelAutoscale {

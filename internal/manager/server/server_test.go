@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -56,6 +57,19 @@ func newHarness(t testing.TB) *harness {
 	})
 	t.Cleanup(h.srv.Close)
 	return h
+}
+
+// at gives the harness' cluster a feature level.
+func (h *harness) at(t *testing.T, level cluster.Level) {
+	t.Helper()
+	var txn store.Txn
+	txn.Put(&cluster.Settings{
+		Meta: cluster.Meta{ID: cluster.SettingsID}, TaskPool: netip.MustParsePrefix("10.210.0.0/16"),
+		ServicePool: netip.MustParsePrefix("10.211.0.0/16"), Level: level,
+	})
+	if _, err := h.log.Propose(t.Context(), txn); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // do sends a request and returns the status and the body.

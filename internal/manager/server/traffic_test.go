@@ -1,7 +1,6 @@
 package server
 
 import (
-	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -11,19 +10,6 @@ import (
 	"baton/internal/model/cluster"
 	"baton/internal/model/spec"
 )
-
-// at puts the cluster at a feature level.
-func (h *harness) at(t *testing.T, level cluster.Level) {
-	t.Helper()
-	var txn store.Txn
-	txn.Put(&cluster.Settings{
-		Meta: cluster.Meta{ID: cluster.SettingsID}, TaskPool: netip.MustParsePrefix("10.210.0.0/16"),
-		ServicePool: netip.MustParsePrefix("10.211.0.0/16"), Level: level,
-	})
-	if _, err := h.log.Propose(t.Context(), txn); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // A manager of an older version would let a rollout go on without a look at its requests.
 func TestGatesNeedTheirLevel(t *testing.T) {
