@@ -82,7 +82,7 @@ func (s *beating) beat(ctx context.Context) {
 func (s *beating) measure(ctx context.Context, load func(context.Context, int) (agentapi.Measures, bool)) {
 	tick := time.NewTicker(agentapi.MeasureEvery)
 	defer tick.Stop()
-	for i := 0; ; i++ {
+	for i := 0; ctx.Err() == nil; i++ { // both may have come while it measured: the end and the next turn
 		if m, ok := load(ctx, i); ok && s.Session.Send(ctx, agentapi.Report{Measures: &m}) != nil {
 			return // Recv tells why
 		}

@@ -269,7 +269,8 @@ func TestLoadIsTold(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		go func() {
+		var echo sync.WaitGroup // it may sleep when the session ends
+		echo.Go(func() {
 			for range 40 {
 				l.out <- agentapi.Update{Echo: 1}
 				if _, err := s.Recv(t.Context()); err != nil {
@@ -277,13 +278,13 @@ func TestLoadIsTold(t *testing.T) {
 				}
 				time.Sleep(BeatEvery / 2)
 			}
-		}()
+		})
 		began := time.Now()
-		time.Sleep(15 * time.Second)
+		time.Sleep(14900 * time.Millisecond) // not when anything else happens
 		if err := s.Close(); err != nil {
 			t.Error(err)
 		}
-		synctest.Wait()
+		echo.Wait()
 		var told []time.Duration
 		beats := 0
 		for i, r := range l.sent {
