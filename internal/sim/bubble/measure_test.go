@@ -107,8 +107,11 @@ func TestFailuresAreCounted(t *testing.T) {
 func (w *World) oneTask() (task *cluster.Task) {
 	w.t.Helper()
 	w.eventually("a task runs", time.Minute, func() error {
-		for k := range store.All[*cluster.Task](w.snapshot()) {
-			if k.Observed == cluster.ObservedRunning && k.Slot == 1 && k.Desired == cluster.DesiredRun {
+		snap := w.snapshot()
+		for k := range store.All[*cluster.Task](snap) {
+			rev, ok := store.Get[*cluster.Revision](snap, k.Revision)
+			lasts := ok && rev.Spec.Autoscale == nil // others may be scaled away
+			if lasts && k.Observed == cluster.ObservedRunning && k.Slot == 1 && k.Desired == cluster.DesiredRun {
 				task = k
 				return nil
 			}
