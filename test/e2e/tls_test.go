@@ -136,8 +136,9 @@ func TestCertificateOfAnAuthority(t *testing.T) {
 	}
 	m1.baton("cert", "renew", shopHost)
 	second := c.sameEverywhere(shopHost, first, c.list...)
-	if n := s.Orders(); n != 2 {
-		t.Errorf("%d orders were made, want a second one for the renewal", n)
+	// All managers were just restarted: a leader that loses its term in the middle of an order leaves it to the next one.
+	if n := s.Orders(); n != 2 && n != 3 {
+		t.Errorf("%d orders were made, want a second one for the renewal, and one more at most", n)
 	}
 	m1.baton("cert", "revoke", shopHost)
 	third := c.sameEverywhere(shopHost, second, c.list...)
