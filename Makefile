@@ -12,7 +12,7 @@ ARCH := $(shell go env GOARCH)
 # Tests on real containers share one machine: two packages at a time leave each
 # enough of it to meet its deadlines.
 TEST_PACKAGES_AT_ONCE ?= 2
-TEST_TIMEOUT ?= 25m
+TEST_TIMEOUT ?= 40m
 E2E := ./test/e2e
 
 # The programs of baton's own in the bundle. They carry neither version nor path, so that they stay the same as long as their sources do:
