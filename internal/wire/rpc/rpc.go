@@ -53,7 +53,7 @@ func Serve(ctx context.Context, s *grpc.Server, l net.Listener) error {
 // The caller closes it.
 func NewClient(dial func(context.Context) (net.Conn, error)) *grpc.ClientConn {
 	c, err := grpc.NewClient("passthrough:///peer",
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx) }),
+		grpc.WithContextDialer(paced(dial)),
 		grpc.WithTransportCredentials(insecure.NewCredentials()), // the connections are encrypted already
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(newCodec()), grpc.MaxCallRecvMsgSize(MessageBytesMax), grpc.MaxCallSendMsgSize(math.MaxInt32)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepAliveEvery, Timeout: keepAliveMax, PermitWithoutStream: true}),
@@ -64,6 +64,31 @@ func NewClient(dial func(context.Context) (net.Conn, error)) *grpc.ClientConn {
 		panic("rpc: a fixed target does not parse: " + err.Error())
 	}
 	return c
+}
+
+// redialMin is the shortest time between two connections of a client.
+const redialMin = 20 * time.Millisecond
+
+// paced keeps a client from connecting again and again without a pause: gRPC has none after a connection that came about, and a peer that is
+// about to end takes connections and drops them at once.
+func paced(dial func(context.Context) (net.Conn, error)) func(context.Context, string) (net.Conn, error) {
+	var mu sync.Mutex
+	var next time.Time
+	return func(ctx context.Context, _ string) (net.Conn, error) {
+		mu.Lock()
+		now := time.Now()
+		wait := next.Sub(now)
+		next = now.Add(max(wait, 0) + redialMin)
+		mu.Unlock()
+		if wait > 0 {
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		}
+		return dial(ctx)
+	}
 }
 
 // NewClientOn makes a client on one open connection, which it closes. When that ends, all calls fail.
