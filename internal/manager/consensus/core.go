@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
@@ -21,8 +20,6 @@ import (
 )
 
 const (
-	// answerMax bounds the wait for what was sent when raft is to end. Then the outcome of the rest is unknown to those who sent it.
-	answerMax   = 10 * time.Second
 	walDir      = "wal"
 	snapshotDir = "snapshots"
 	// appendMax is how many entries raft writes or sends at once.
@@ -241,16 +238,9 @@ func (c *core) serve(ctx context.Context) error {
 		cause = errWider
 	}
 	cancel()
-	// Raft forgets what is queued at its shutdown, so everything sent is answered first; but followers whose disks fail answer heartbeats
-	// still, and a leader keeps what they do not store for as long as it leads.
-	answered := make(chan struct{})
-	go func() { wg.Wait(); close(answered) }() // the shutdown ends it
-	select {
-	case <-answered:
-	case <-time.After(answerMax):
-	}
+	// Raft forgets what is queued at its shutdown, so everything sent is answered first.
+	wg.Wait()
 	c.raft.Shutdown().Error() // always nil: it only waits
-	<-answered
 	if err := errors.Join(c.wal.Close(), c.meta.Close()); err != nil {
 		c.owner.cfg.Logger.Error("close the log", "dir", c.owner.cfg.Dir, "err", err)
 	}
